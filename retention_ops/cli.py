@@ -1,0 +1,496 @@
+"""The command `retention-ops`. Each command prints what happened and what to do next; `--json` prints data only.
+
+Exit codes: 0 done, 1 failed, 2 bad usage. Dagster is imported only by commands that start runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from retention_ops.errors import NoOrders, RetentionOpsError, UsageError
+from retention_ops.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="retention-ops", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
+    help="Detect slipping customers, package what to do about it, execute it once, log whether it worked.",
+    epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
+)
+out = Console()
+err = Console(stderr=True)
+_home: Path | None = None
+
+Json = Annotated[bool, typer.Option("--json", help="Print data as JSON, for scripts.")]
+SEVERITY_STYLE = {"CRITICAL": "bold red", "WARNING": "bold yellow", "INFO": "green"}
+
+
+def _day(text: str) -> date:
+    try:
+        if len(text) != 10:
+            raise ValueError
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a date like 2011-09-30") from error
+
+
+def _date_option(flag: str, help_: str) -> Any:
+    return typer.Option(flag, parser=_day, metavar="YYYY-MM-DD", help=help_)
+
+
+@app.callback()
+def _options(
+    home: Annotated[Path | None, typer.Option("--home", help="Folder with all state; default RETENTION_OPS_HOME or ./.retention_ops.")] = None,
+) -> None:
+    global _home
+    _home = home
+
+
+def _settings(**overrides: Any) -> Settings:
+    return load_settings(**({"home": _home} if _home else {}), **overrides)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    from retention_ops.package.pack import plain
+
+    value = plain(value)
+    return value.as_posix() if isinstance(value, Path) else value
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _command(settings: Settings, words: str) -> str:
+    """A command as this user would type it, home included."""
+    default = load_settings().home
+    where = f" --home {settings.home}" if settings.home != default else ""
+    return f"retention-ops{where} {words}"
+
+
+def _next(*commands: str) -> None:
+    out.print("[bold]Next:[/bold]")
+    for command in commands:
+        out.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per step on stderr."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=quiet) as bars:
+        tasks: dict[str, Any] = {}
+
+        def step(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield step
+
+
+# -- orders in -------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Examples:\n\n  retention-ops ingest orders.csv --preset orders\n\n"
+                    "  retention-ops ingest year1.parquet year2.xlsx --preset uci-online-retail\n\n"
+                    "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30")
+def ingest(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="csv, xlsx or parquet; several at once.", show_default=False)],
+    preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders or customers.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Known order ids with other content are corrections.")] = False,
+    complete_through: Annotated[date | None, _date_option("--complete-through", "Last date whose orders are all in.")] = None,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Show the offending values in error messages.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check order files and add them to the lake. A file is taken whole or not at all."""
+    from retention_ops.log import runs
+    from retention_ops.log.database import ops_database
+    from retention_ops.sources.ingest import current_customers, ingest as take_in, orders_versions
+    from retention_ops.warehouse.freshness import stored_from
+    from retention_ops.warehouse.lake import Lake
+
+    settings = _settings()
+    with err.status("opening files") if not as_json else _nothing() as spinner:
+        report = take_in(
+            files, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
+            progress=lambda text: spinner.update(escape(text)) if spinner else None,
+        )
+    with ops_database(settings) as engine:
+        runs.record_ingestions(engine, "orders", orders_versions(settings))
+        customers = current_customers(settings)
+        runs.record_ingestions(engine, "customers", [customers] if customers else [])
+    lake = Lake(settings)
+    lake.refresh_views()
+    stale = stored_from(lake, report.stale_from) if report.changed and report.stale_from else []
+    if as_json:
+        _print_json({**_plain(report), "stale_dates": stale})
+        return
+    _show_ingest(report, stale, settings)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
+    what = "orders" if report.dataset == "orders" else "customers"
+    if not report.changed:
+        out.print(f"Nothing new: these files are already in version {report.version}.")
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_row("records read", f"{report.records_read:,}")
+    for reason, count in report.excluded.items():
+        table.add_row(f"  left out: {escape(reason)}", f"{count:,}")
+    if report.dataset == "orders":
+        table.add_row("orders in the lake", f"{report.rows:,} of {report.customers:,} customers ({report.currency})")
+        table.add_row("  added / replaced / known", f"{report.added:,} / {report.replaced:,} / {report.unchanged:,}")
+        table.add_row("dates", f"{report.first_date} to {report.last_date}")
+        table.add_row("complete through", f"{report.complete_through}  (change with --complete-through)")
+    else:
+        table.add_row("customers in the lake", f"{report.rows:,}")
+    table.add_row("version", report.version)
+    out.print(table)
+    if stale:
+        out.print(f"[yellow]{len(stale)} stored dates are stale[/yellow]: results from {stale[0]} to {stale[-1]} were built from older {what}.")
+        _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
+    elif report.dataset == "orders":
+        _next(_command(settings, f"run --date {report.complete_through}"), _command(settings, f"backfill --from {report.first_date} --to {report.complete_through}"))
+    else:
+        _next(_command(settings, "status"))
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Examples:\n\n  retention-ops run --date 2011-09-30\n\n  retention-ops run --date 2011-09-30 --json")
+def run(day: Annotated[date, _date_option("--date", "Reference date.")], as_json: Json = False) -> None:
+    """Detect and package for one date, and respond according to the mode."""
+    _run_range(_settings(), day, day, as_json)
+
+
+@app.command(epilog="Examples:\n\n  retention-ops backfill --from 2011-01-01 --to 2011-12-09")
+def backfill(
+    first: Annotated[date, _date_option("--from", "First reference date.")],
+    last: Annotated[date, _date_option("--to", "Last reference date.")],
+    as_json: Json = False,
+) -> None:
+    """The same for every date of a range, in one run. A range that failed half-way heals by running it again."""
+    _run_range(_settings(), first, last, as_json)
+
+
+def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> dict[str, Any]:
+    """Runs the dates, shows what came of them; exits 1 where the run failed."""
+    if settings.home.exists() is False or _lake(settings).orders() is None:
+        raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
+    with err.status("starting Dagster") if not as_json else _nothing():
+        from retention_ops.definitions import build_loop
+        from retention_ops.launch import run_dates
+    loop = build_loop(settings)
+    with _progress(quiet=as_json) as step:
+        loop.progress = step
+        outcome = run_dates(loop, first, last)
+    if not outcome.success:
+        if as_json:
+            _print_json({"run_id": outcome.run_id, "success": False, "errors": outcome.errors})
+        for message in outcome.errors or ["the run failed; see it in `retention-ops ui`"]:
+            err.print(f"[red]failed[/red] {escape(message)}", soft_wrap=True)
+        err.print(f"run {outcome.run_id}. What was finished is kept; the same command heals the rest.")
+        raise typer.Exit(1)
+    summary = _summary(settings, first, last, outcome.run_id)
+    if as_json:
+        _print_json(summary)
+    else:
+        _show_run(summary, settings)
+    return summary
+
+
+def _lake(settings: Settings) -> Any:
+    from retention_ops.warehouse.lake import Lake
+
+    return Lake(settings)
+
+
+def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[str, Any]:
+    from retention_ops.log import runs
+    from retention_ops.log.database import ops_database
+    from retention_ops.package.pack import find_pack, records
+
+    alerts = records(_lake(settings).read_range("alert_logic", first, last))
+    pack = find_pack(settings, last)
+    with ops_database(settings) as engine:
+        log = [row for row in runs.rows(engine, first=first, last=last) if row["run_id"] == run_id]
+    return {
+        "run_id": run_id, "success": True, "from": first, "to": last, "dates": len(alerts),
+        "flagged": [a for a in alerts if a["alert_flag"]],
+        "gates": {gate: sum(a["gate"] == gate for a in alerts) for gate in sorted({a["gate"] for a in alerts if a["gate"]})},
+        "alert": alerts[-1],
+        "counts": {tier: entry["listed"] for tier, entry in pack.manifest["audiences"].items()},
+        "pack": pack.folder, "files": sorted(pack.manifest["files"]),
+        "facts_sha256": pack.facts_sha256, "audience_sha256": pack.manifest["audience_sha256"],
+        "log": log,
+    }
+
+
+def _show_run(summary: dict[str, Any], settings: Settings) -> None:
+    alert, last = summary["alert"], summary["to"]
+    if summary["dates"] > 1:
+        gated = sum(summary["gates"].values())
+        flagged = summary["flagged"]
+        out.print(f"{summary['dates']:,} dates from {summary['from']} to {last}: {len(flagged)} flagged, {gated} held back by a safeguard"
+                  + (f" ({', '.join(f'{gate} {count}' for gate, count in summary['gates'].items())})." if gated else "."))
+        for row in flagged[-10:]:
+            out.print(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
+    out.print(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
+    counts = summary["counts"]
+    out.print(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)")
+    for row in summary["log"]:
+        text = f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}"
+        reason = f" ({row['error_message']})" if row["error_message"] else ", written to the outbox, nothing sent"
+        out.print(escape(text + reason), soft_wrap=True)
+    out.print(f"Pack: {escape(str(summary['pack']))}", soft_wrap=True)
+    brief = next(name for name in summary["files"] if name.endswith(".md"))
+    _next(f"open {summary['pack']}/briefing.html   (or read {brief})", _command(settings, f"explain --date {last}"), _command(settings, "ui"))
+
+
+def _severity(name: str) -> str:
+    return f"[{SEVERITY_STYLE[name]}]{name}[/]"
+
+
+def _reading(row: dict[str, Any]) -> str:
+    if row["current_value"] is None:
+        return "no customers yet"
+    text = f"AT_RISK {row['current_value']:.1f} %"
+    if row["delta_relative_pct"] is not None:
+        text += f", {row['delta_relative_pct']:+.1f} % against the 7 days before ({row['baseline_value']:.1f} %)"
+    return text
+
+
+@app.command(epilog="Examples:\n\n  retention-ops demo\n\n  retention-ops demo --customers 50000 --seed 3")
+def demo(
+    customers: Annotated[int, typer.Option(min=1, max=5_000_000, help="Size of the synthetic shop.")] = 6000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another shop; the same seed, the same bytes.")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=365, help="Run the loop for the last N days of the shop.")] = 30,
+) -> None:
+    """Synthetic shop with a retention incident; runs the whole loop and says where to look."""
+    from retention_ops.sources.ingest import ingest as take_in
+
+    base = _settings()
+    settings = _settings_at(base.home / "demo", shop_name="Demo shop")
+    shop = _demo_shop(settings, customers, seed)
+    for file, preset in ((shop.orders, "orders"), (shop.customers, "customers")):
+        with err.status(f"taking in {file.name}"):
+            report = take_in([file], preset, settings)
+        if preset == "orders":
+            out.print(f"A synthetic shop: {report.rows:,} orders of {report.customers:,} customers, {report.first_date} to {report.last_date} ({file}).",
+                      soft_wrap=True)
+    out.print(f"The story: a promotion from {shop.promotion_from} to {shop.promotion_to} won {shop.cohort_size:,} customers. They did not come back.")
+    first = max(shop.last_date - timedelta(days=days - 1), report_first(settings))
+    _run_range(settings, first, shop.last_date, as_json=False)
+
+
+def report_first(settings: Settings) -> date:
+    """The first order date in the lake."""
+    return _lake(settings).orders().first_date
+
+
+def _settings_at(home: Path, **overrides: Any) -> Settings:
+    return load_settings(home=home, **overrides)
+
+
+def _demo_shop(settings: Settings, customers: int, seed: int) -> Any:
+    """The shop's files; a demo of another size or seed starts over in its own folder."""
+    import shutil
+
+    from retention_ops.sources.shop import write_shop
+    from retention_ops.warehouse.files import write_atomic
+
+    recipe = settings.home / "recipe.json"
+    wanted = json.dumps({"customers": customers, "seed": seed})
+    if recipe.is_file() and recipe.read_text() != wanted:
+        shutil.rmtree(settings.home)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    write_atomic(recipe, wanted)
+    with err.status("inventing a shop") as spinner:
+        return write_shop(settings.home / "shop", customers=customers, seed=seed, progress=lambda text: spinner.update(escape(text)))
+
+
+# -- asking ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Examples:\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30 --json")
+def alerts(
+    first: Annotated[date, _date_option("--from", "First date.")],
+    last: Annotated[date, _date_option("--to", "Last date.")],
+    as_json: Json = False,
+) -> None:
+    """The stored alert_logic rows of a range."""
+    from retention_ops.package.pack import records
+
+    settings = _settings()
+    if first > last:
+        raise UsageError(f"--from {first} is after --to {last}")
+    rows = records(_lake(settings).read_range("alert_logic", first, last))
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, side in (("date", "left"), ("severity", "left"), ("AT_RISK %", "right"), ("baseline %", "right"), ("change %", "right"),
+                       ("customers", "right"), ("held back by", "left")):
+        table.add_column(name, justify=side)
+    for row in rows:
+        number = [f"{row[name]:.2f}" if row[name] is not None else "" for name in ("current_value", "baseline_value", "delta_relative_pct")]
+        table.add_row(row["alert_date"], _severity(row["severity"]), *number, f"{row['sample_size']:,}", row["gate"] or "")
+    out.print(table)
+    missing = (last - first).days + 1 - len(rows)
+    if missing:
+        out.print(f"{missing} of {(last - first).days + 1} dates are not built.")
+        _next(_command(settings, f"backfill --from {first} --to {last}"))
+
+
+@app.command(epilog="Examples:\n\n  retention-ops explain --date 2011-01-20\n\n  retention-ops explain --customer 17381 --date 2011-09-30")
+def explain(
+    day: Annotated[date, _date_option("--date", "Reference date.")],
+    customer: Annotated[str | None, typer.Option("--customer", help="Explain this customer instead of the alert.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The rule, the numbers and the verdict of a date, or of one customer on a date, in sentences."""
+    from retention_ops.detect.explain import explain_customer, explain_date
+
+    lake = _lake(_settings())
+    facts, sentences = explain_customer(lake, customer, day) if customer else explain_date(lake, day)
+    if as_json:
+        _print_json({"facts": facts, "sentences": sentences})
+        return
+    for sentence in sentences:
+        out.print(f"- {escape(sentence)}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Examples:\n\n  retention-ops status\n\n  retention-ops status --json")
+def status(as_json: Json = False) -> None:
+    """Data, complete_through, last run, mode, flagged dates, failed answers, stale dates, lake and events."""
+    settings = _settings()
+    facts = _status(settings)
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_row("home", escape(str(settings.home)))
+    orders = facts["orders"]
+    table.add_row("orders", f"{orders['orders']:,} of {orders['customers']:,} customers, {orders['first_date']} to {orders['last_date']} "
+                            f"({orders['version']})" if orders else "none yet")
+    table.add_row("complete through", str(orders["complete_through"]) if orders else "")
+    table.add_row("customer attributes", f"{facts['customers']:,} customers" if facts["customers"] is not None else "none (optional)")
+    table.add_row("dates built", f"{facts['dates_built']:,}" + (f", newest {facts['newest_date']}" if facts["newest_date"] else ""))
+    table.add_row("mode", f"{settings.mode}" + (" (nothing leaves this machine)" if settings.mode in ("off", "shadow") else ""))
+    last = facts["last_run"]
+    table.add_row("last run", f"{last['alert_date']} {last['severity']}, response {last['status']}, {last['run_timestamp']:%Y-%m-%d %H:%M} UTC" if last else "none yet")
+    table.add_row("flagged, last 30 dates built", ", ".join(f"{row['alert_date']} {row['severity']}" for row in facts["flagged"]) or "none")
+    table.add_row("failed answers", str(facts["failed_answers"]))
+    table.add_row("audit log", facts["audit"])
+    stale = facts["stale_dates"]
+    table.add_row("stale dates", f"[yellow]{len(stale)}, from {stale[0]} to {stale[-1]}[/yellow]" if stale else "none")
+    if facts["other_rules_dates"]:
+        days = facts["other_rules_dates"]
+        table.add_row("built under other settings", f"{len(days)}, from {days[0]} to {days[-1]}")
+    table.add_row("lake and events", escape("; ".join(facts["mismatches"])) or "agree")
+    out.print(table)
+    if not orders:
+        _next(_command(settings, "demo"), _command(settings, "ingest orders.csv --preset orders"))
+    elif stale:
+        _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
+    elif facts["newest_date"] != orders["complete_through"]:
+        _next(_command(settings, f"run --date {orders['complete_through']}"))
+    else:
+        _next(_command(settings, f"explain --date {facts['newest_date']}"), _command(settings, "ui"))
+
+
+def _status(settings: Settings) -> dict[str, Any]:
+    from retention_ops.log import runs
+    from retention_ops.log.database import ops_database
+    from retention_ops.package.pack import records
+    from retention_ops.warehouse.freshness import freshness
+
+    lake = _lake(settings)
+    orders, customers = lake.orders(), lake.customers()
+    built = lake.days("alert_logic")
+    log: list[dict[str, Any]] = []
+    audit = "no rows yet"
+    disagreements: list[str] = []
+    if orders:
+        from retention_ops.launch import mismatches
+
+        with ops_database(settings) as engine:
+            log = runs.rows(engine)
+            broken = runs.first_broken_row(engine)
+        audit = f"broken at row {broken[0]} ({broken[1]['alert_date']})" if broken else f"{len(log):,} rows, hash chain whole"
+        disagreements = mismatches(settings, lake)
+    fresh = freshness(lake)
+    newest_answers = {row["alert_date"]: row for row in log}
+    return {
+        "home": settings.home,
+        "mode": settings.mode,
+        "orders": _plain(orders) if orders else None,
+        "complete_through": orders.complete_through if orders else None,
+        "customers": customers.customers if customers else None,
+        "dates_built": len(built),
+        "newest_date": built[-1].isoformat() if built else None,
+        "last_run": log[-1] if log else None,
+        "flagged": [row for row in records(lake.read_range("alert_logic", built[-30:][0], built[-1])) if row["alert_flag"]] if built else [],
+        "failed_answers": sum(row["status"] == "failed" for row in newest_answers.values()),
+        "audit": audit,
+        "stale_dates": fresh.stale,
+        "other_rules_dates": fresh.other_rules,
+        "mismatches": disagreements,
+    }
+
+
+@app.command(epilog="Examples:\n\n  retention-ops ui\n\n  retention-ops --home .retention_ops/demo ui --port 3001")
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Dagster UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Dagster's own UI and daemon on this home. Stop with Ctrl-C."""
+    from retention_ops.launch import dagster_home
+
+    settings = _settings()
+    home = dagster_home(settings)
+    environment = {
+        **os.environ, "DAGSTER_HOME": str(home), "RETENTION_OPS_HOME": str(settings.home.absolute()),
+        "RETENTION_OPS_DAGSTER_URL": f"http://{host}:{port}",
+    }
+    out.print(f"Dagster on http://{host}:{port} for {settings.home}. Assets: http://{host}:{port}/asset-groups   Stop with Ctrl-C.", soft_wrap=True)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "retention_ops.definitions", "-h", host, "-p", str(port)]
+    os.execve(sys.executable, command, environment)
+
+
+def main() -> None:
+    """Entry point: runs the command, turns expected errors into one clear message and an exit code."""
+    try:
+        app()
+    except RetentionOpsError as error:
+        err.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

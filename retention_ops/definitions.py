@@ -1,0 +1,55 @@
+"""The code location: gathers the four stages, the daily job and its schedule. Nothing is decided here."""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+from dagster_duckdb import DuckDBResource
+
+from retention_ops.clock import Clock, system_clock
+from retention_ops.detect.assets import cohort_retention_evolution
+from retention_ops.detect.assets import day_assets as detect_assets
+from retention_ops.execute.assets import execute_assets
+from retention_ops.log.assets import log_assets
+from retention_ops.orchestration import JOB, Loop, partitions
+from retention_ops.package.assets import package_assets
+from retention_ops.settings import Settings, load_settings
+from retention_ops.sources.assets import customer_days, orders
+from retention_ops.warehouse.lake import Lake, connection_config
+
+
+def build_loop(settings: Settings, clock: Clock = system_clock) -> Loop:
+    """The lake on connections of dagster-duckdb's resource, with a clock."""
+    duckdb = DuckDBResource(database=":memory:", connection_config=connection_config(settings))
+    return Loop(Lake(settings, duckdb.get_connection), clock)
+
+
+def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
+    """All definitions for one installation; a test passes a `loop` with its own lake, clock or progress."""
+    loop = loop or build_loop(settings)
+    daily = partitions(settings, loop.lake)
+    with warnings.catch_warnings():
+        # BackfillPolicy is marked beta; the pinned version was measured to do what we need, and a range test watches it
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        day_assets = [*detect_assets(daily), *package_assets(daily), *execute_assets(daily), *log_assets(daily)]
+    job = dg.define_asset_job(
+        JOB, selection=dg.AssetSelection.all(), partitions_def=daily, description="Detect, package, respond and log for one date or a range.",
+    )
+    hour, minute = (int(part) for part in settings.schedule_time.split(":"))
+    return dg.Definitions(
+        assets=[orders, customer_days, cohort_retention_evolution, *day_assets],
+        jobs=[job],
+        schedules=[dg.build_schedule_from_partitioned_job(
+            job, hour_of_day=hour, minute_of_hour=minute, default_status=dg.DefaultScheduleStatus.RUNNING,
+            description=f"Yesterday in {settings.shop_timezone}, every day at {settings.schedule_time}.",
+        )],
+        resources={"loop": loop},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What `dagster dev` loads: the installation that environment and .env describe."""
+    return build_defs(load_settings())

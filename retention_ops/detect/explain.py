@@ -1,0 +1,144 @@
+"""The rules in sentences, with the numbers of one date or one customer. Computed from the orders, stored or not."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pandas as pd
+
+from retention_ops.detect.compute import PRIORITY_ORDER, workspace
+from retention_ops.errors import RetentionOpsError
+from retention_ops.settings import Settings
+from retention_ops.warehouse.lake import Lake
+
+
+def _row(frame: pd.DataFrame) -> dict[str, Any]:
+    return {name: None if pd.isna(value) else value for name, value in frame.iloc[0].items()}
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count:,} days"
+
+
+def _customers(count: int) -> str:
+    return "1 customer" if count == 1 else f"{count:,} customers"
+
+
+def gate_sentence(gate: str, alert: dict[str, Any], complete_through: date, settings: Settings) -> str:
+    """Why a safeguard held the alert back."""
+    match gate:
+        case "data_incomplete":
+            return (f"Held back (data_incomplete): orders are complete only through {complete_through}; "
+                    "a load that stopped must not look like customers leaving.")
+        case "history_warmup":
+            return (f"Held back (history_warmup): the alert waits until {settings.at_risk_limit + 7} days after the first order; "
+                    "before that nobody can be INACTIVE and the mix is not settled.")
+        case "baseline_warmup":
+            return "Held back (baseline_warmup): in the 7 days before nobody was AT_RISK, so there is nothing to compare with."
+        case _:
+            return (f"Held back (min_sample): {_customers(int(alert['sample_size']))}, fewer than {settings.min_sample}; "
+                    "a few people would move the share too much.")
+
+
+def explain_date(lake: Lake, day: date) -> tuple[dict[str, Any], list[str]]:
+    """The alert of D: its row, and what it means in sentences."""
+    settings = lake.settings
+    with workspace(lake) as space:
+        space.build("alert_logic", day)
+        alert = _row(space.rows("alert_logic"))
+        daily = space.rows("retention_daily")
+        daily = _row(daily[daily["as_of_date"].dt.date == day])
+        complete_through = space.orders.complete_through
+    sentences = [
+        f"The rule: AT_RISK customers (last order {settings.active_limit + 1} to {settings.at_risk_limit} days ago) as a share of all "
+        f"customers, against the mean of the 7 previous days. WARNING from {alert['threshold_warning']:g} % above that mean, "
+        f"CRITICAL from {alert['threshold_critical']:g} %. Only increases alert.",
+        f"On {day}: {int(daily['at_risk']):,} of {_customers(int(daily['customers']))} AT_RISK"
+        + (f", {alert['current_value']:.2f} %" if alert["current_value"] is not None else "")
+        + f" ({int(daily['active']):,} ACTIVE, {int(daily['inactive']):,} INACTIVE).",
+    ]
+    if alert["delta_relative_pct"] is not None:
+        change = "above" if alert["delta_pct"] >= 0 else "below"
+        sentences.append(
+            f"The 7 days before had {alert['baseline_value']:.2f} % on average: {abs(alert['delta_pct']):.2f} points "
+            f"or {abs(alert['delta_relative_pct']):.2f} % {change}."
+        )
+    if alert["gate"]:
+        sentences.append(gate_sentence(alert["gate"], alert, complete_through, settings))
+    sentences.append(f"Verdict: {alert['severity']}" + (", the alert fires." if alert["alert_flag"] else ", no alert."))
+    return alert, sentences
+
+
+def explain_customer(lake: Lake, customer_id: str, day: date) -> tuple[dict[str, Any], list[str]]:
+    """Why a customer is or is not on a list on D: the churn row with its tier, and every signal in a sentence."""
+    with workspace(lake) as space:
+        space.build("customer_priority", day)
+        churn = space.rows("churn_detection")
+        churn = churn[churn["customer_id"] == customer_id]
+        if churn.empty:
+            raise RetentionOpsError(f"customer {customer_id!r} has no order by {day}; check the id, or choose a later --date")
+        queue = space.rows("customer_priority", PRIORITY_ORDER).reset_index(drop=True)
+        currency = space.orders.currency
+    row = _row(churn)
+    queued = queue[queue["customer_id"] == customer_id]
+    row["priority"] = _row(queued) if len(queued) else None
+    row["rank"] = int(queued.index[0]) + 1 if len(queued) else None
+    return row, [*_signals(row, day, currency, lake.settings), *_tier(row, len(queue), lake.settings)]
+
+
+def _signals(row: dict[str, Any], day: date, currency: str, settings: Settings) -> list[str]:
+    days, orders = int(row["days_since_last_order"]), int(row["total_orders"])
+    late, small, unsettled = row["is_frequency_drop"], row["is_value_drop"], row["is_status_inconsistent"]
+    average = row["total_revenue_cents"] / orders / 100
+    share = 100 * row["last_order_value"] / average
+    sentences = [
+        f"Customer {row['customer_id']} as of {day}: {orders:,} order{'s' if orders != 1 else ''} on {_days(int(row['order_days']))} "
+        f"from {row['first_order_date']:%Y-%m-%d} to {row['last_order_date']:%Y-%m-%d}, "
+        f"{row['total_revenue']:,.2f} {currency} in all, {row['avg_order_value']:,.2f} on average.",
+        f"Status {row['retention_status']}: the last order was {_days(days)} ago "
+        f"(ACTIVE up to {settings.active_limit}, AT_RISK up to {settings.at_risk_limit}).",
+    ]
+    if row["usual_gap_days"] is None:
+        sentences.append("Late by own rhythm: cannot say, all orders are from one day, so there is no rhythm yet. +0")
+    else:
+        limit = settings.frequency_drop_pct / 100 * row["usual_gap_days"]
+        sentences.append(
+            f"Late by own rhythm: {'yes' if late else 'no'}. Usually orders every {row['usual_gap_days']:.1f} days; "
+            f"late from more than {limit:.1f}, now {days}. +{settings.frequency_drop_score if late else 0}"
+        )
+    sentences.append(
+        f"Spending less: {'yes' if small else 'no'}. The last order of {row['last_order_value']:,.2f} is {share:.1f} % of the average; "
+        f"a drop is below {settings.value_drop_pct} %. +{settings.value_drop_score if small else 0}"
+    )
+    few = orders <= settings.few_orders
+    why = f"only {orders:,} so far (up to {settings.few_orders} counts as too new to tell)" if few else (
+        f"past {settings.inconsistent_gap_pct} % of the usual gap" if unsettled else "settled in its rhythm")
+    why = why if row["retention_status"] == "ACTIVE" else "only asked of ACTIVE customers"
+    sentences.append(f"ACTIVE but not settled: {'yes' if unsettled else 'no'}, {why}. +{settings.inconsistent_score if unsettled else 0}")
+    sentences.append(
+        f"Churn risk {row['churn_risk_level']}: {int(row['churn_risk_score'])} points (HIGH from {settings.high_risk_score}, "
+        f"MEDIUM from {settings.medium_risk_score}). It means late or spending less by their own rhythm, not a probability of leaving."
+    )
+    return sentences
+
+
+def _tier(row: dict[str, Any], listed: int, settings: Settings) -> list[str]:
+    queued = row["priority"]
+    if queued:
+        return [
+            f"On the list as {queued['priority_tier']}, place {row['rank']:,} of {listed:,}, score {queued['priority_score']:.4f}: "
+            f"{queued['priority_reason']}.",
+            f"Recommended: {queued['recommended_action']}.",
+        ]
+    status, level, days = row["retention_status"], row["churn_risk_level"], int(row["days_since_last_order"])
+    window = 2 * settings.at_risk_limit
+    if status == "INACTIVE" and level == "HIGH" and days > window:
+        why = f"silent for more than {window} days, beyond the win-back window of P3"
+    elif status == "ACTIVE" and level == "HIGH":
+        why = "P1 is limited to customers at or above the median revenue (p1_min_revenue)"
+    else:
+        needed = {"ACTIVE": "P1 takes ACTIVE customers with HIGH risk", "AT_RISK": "P2 takes AT_RISK customers with HIGH or MEDIUM risk",
+                  "INACTIVE": "P3 takes INACTIVE customers with HIGH risk"}[status]
+        why = f"{needed}, this one is {level}"
+    return [f"Not on the list: {why}."]

@@ -1,0 +1,141 @@
+"""Starts Dagster runs from a command: the instance, one run for a date or a range, and runs a kill left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from retention_ops.definitions import build_defs
+from retention_ops.errors import RetentionOpsError, UsageError
+from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
+from retention_ops.settings import Settings
+from retention_ops.warehouse.freshness import KEPT_FOR_EVER
+from retention_ops.warehouse.lake import Lake
+
+PROCESS_TAG = "retention_ops/process"
+UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED]
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended; `errors` are messages fit for people."""
+
+    run_id: str
+    success: bool
+    errors: list[str]
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder Dagster keeps its own state in, with its dagster.yaml in place."""
+    home = (settings.home / "dagster").absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+def instance(settings: Settings) -> dg.DagsterInstance:
+    """The persistent Dagster instance of this home."""
+    dagster_home(settings)
+    return dg.DagsterInstance.get()
+
+
+def close_killed_runs(stored: dg.DagsterInstance) -> list[str]:
+    """Marks runs as failed whose command was killed on this machine; returns their ids."""
+    closed = []
+    for run in stored.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        host, _, process = run.tags.get(PROCESS_TAG, "").partition(":")
+        if host == socket.gethostname() and process.isdigit() and not _alive(int(process)):
+            stored.report_run_failed(run, "the command that ran it was killed; run it again")
+            closed.append(run.run_id)
+    return closed
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_dates(settings: Settings, lake: Lake, first: date, last: date) -> None:
+    """Raises UsageError unless every date from `first` to `last` is a partition."""
+    if first > last:
+        raise UsageError(f"--from {first} is after --to {last}")
+    daily = partitions(settings, lake)
+    start, end = (date.fromisoformat(key) for key in (daily.get_first_partition_key(), daily.get_last_partition_key()))
+    if first < start:
+        raise UsageError(f"{first} is before the first date {start}; orders start there (setting start_date)")
+    if last > end:
+        raise UsageError(f"{last} is not over yet in {settings.shop_timezone}; the newest full day is {end}")
+
+
+def run_dates(loop: Loop, first: date, last: date) -> RunOutcome:
+    """Runs the daily loop for one date, or for a range in one run. Needs orders."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    check_dates(loop.settings, loop.lake, first, last)
+    tags = {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
+    dates: dict[str, Any] = {"partition_key": first.isoformat()}
+    if last > first:
+        dates = {}
+        tags |= {RANGE_START: first.isoformat(), RANGE_END: last.isoformat()}
+    with instance(loop.settings) as stored:
+        close_killed_runs(stored)
+        job = build_defs(loop.settings, loop).resolve_job_def(JOB)
+        result = job.execute_in_process(
+            instance=stored, raise_on_error=False, tags=tags, **dates,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    return RunOutcome(result.run_id, result.success, _errors(result))
+
+
+def _errors(result: dg.ExecuteInProcessResult) -> list[str]:
+    messages = []
+    for event in result.all_events:
+        if event.is_step_failure and event.step_failure_data.error:
+            error = event.step_failure_data.error
+            while error.cause:
+                error = error.cause
+            expected = error.cls_name == "Failure" or error.cls_name in _expected_errors()
+            message = error.message.strip().removeprefix("dagster._core.definitions.events.Failure: ")
+            messages.append(f"{event.step_key}: {message.split(': ', 1)[-1] if expected and ': ' in message else message}")
+    return messages
+
+
+def _expected_errors(base: type = RetentionOpsError) -> set[str]:
+    return {base.__name__} | {name for child in base.__subclasses__() for name in _expected_errors(child)}
+
+
+def mismatches(settings: Settings, lake: Lake) -> list[str]:
+    """Where the lake and Dagster's events disagree, in sentences; the cure for each is to run those dates again."""
+    found = []
+    with instance(settings) as stored:
+        for table in KEPT_FOR_EVER:
+            events = {date.fromisoformat(key) for key in stored.get_materialized_partitions(dg.AssetKey(table))}
+            files = set(lake.days(table))
+            found += [f"{table}: {_span(files - events)} stored, but Dagster recorded no event"] if files - events else []
+            found += [f"{table}: {_span(events - files)} recorded, but the file is gone"] if events - files else []
+    return found
+
+
+def _span(days: set[date]) -> str:
+    """A set of dates in a few words."""
+    ordered = sorted(days)
+    if len(ordered) == 1:
+        return str(ordered[0])
+    whole = len(ordered) == (ordered[-1] - ordered[0]) // timedelta(days=1) + 1
+    return f"{len(ordered)} dates {'from' if whole else 'between'} {ordered[0]} {'to' if whole else 'and'} {ordered[-1]}"
+
+

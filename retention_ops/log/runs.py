@@ -1,0 +1,125 @@
+"""ops_runs_log: one row per answer, each carrying the hash of the row before it.
+
+Whoever changes, removes or inserts a row breaks the chain from there on; `first_broken_row` names the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from retention_ops.log.database import ingestions, lock_chain, ops_runs_log
+from retention_ops.sources.ingest import CustomersVersion, OrdersVersion
+from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.files import locked
+from retention_ops.warehouse.lake import Lake
+
+GENESIS = "0" * 64
+COLUMNS = TABLES["ops_runs_log"].column_names
+_ARROW_TYPES = {
+    "STRING": pa.string(), "DATE": pa.date32(), "INT64": pa.int64(), "FLOAT64": pa.float64(), "BOOL": pa.bool_(),
+    "TIMESTAMP": pa.timestamp("us", tz="UTC"),
+}
+_HASHED = [name for name in COLUMNS if name not in ("prev_hash", "row_hash")]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+    if isinstance(value, date):
+        return value.isoformat()
+    return value
+
+
+def row_hash(row: dict[str, Any], prev_hash: str) -> str:
+    """sha256 over the previous row's hash and this row's columns in their declared order."""
+    text = json.dumps([prev_hash, *(_canonical(row[name]) for name in _HASHED)], separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def append(engine: Engine, row: dict[str, Any]) -> dict[str, Any]:
+    """Adds one row (without its hashes) and returns it as stored; a row with the same key is returned, not doubled."""
+    key = {name: row[name] for name in TABLES["ops_runs_log"].key}
+    with engine.begin() as connection:
+        lock_chain(connection)
+        known = connection.execute(sa.select(ops_runs_log).filter_by(**key)).mappings().first()
+        if known:
+            return {name: known[name] for name in COLUMNS}
+        last = connection.execute(sa.select(ops_runs_log.c.row_hash).order_by(ops_runs_log.c.position.desc()).limit(1)).scalar()
+        prev_hash = last or GENESIS
+        stored = {**row, "prev_hash": prev_hash, "row_hash": row_hash(row, prev_hash)}
+        connection.execute(ops_runs_log.insert().values(stored))
+    return stored
+
+
+def rows(engine: Engine, *, first: date | None = None, last: date | None = None, newest: int | None = None) -> list[dict[str, Any]]:
+    """Rows in the order they were written, of alert dates from `first` to `last`, or only the `newest` ones."""
+    query = sa.select(ops_runs_log).order_by(ops_runs_log.c.position.desc())
+    if first:
+        query = query.where(ops_runs_log.c.alert_date >= first)
+    if last:
+        query = query.where(ops_runs_log.c.alert_date <= last)
+    if newest:
+        query = query.limit(newest)
+    with engine.connect() as connection:
+        found = connection.execute(query).mappings().all()
+    return [{name: row[name] for name in COLUMNS} for row in reversed(found)]
+
+
+def answered(engine: Engine, alert_date: date, alert_type: str, facts_sha256: str) -> str | None:
+    """The run that already answered exactly this result, or None."""
+    query = (
+        sa.select(ops_runs_log.c.run_id)
+        .filter_by(alert_date=alert_date, alert_type=alert_type, facts_sha256=facts_sha256, status="success")
+        .order_by(ops_runs_log.c.position.desc())
+        .limit(1)
+    )
+    with engine.connect() as connection:
+        return connection.execute(query).scalar()
+
+
+def first_broken_row(engine: Engine) -> tuple[int, dict[str, Any]] | None:
+    """Position and content of the first row whose hash does not follow from the row before; None when all do."""
+    prev_hash = GENESIS
+    with engine.connect() as connection:
+        for row in connection.execute(sa.select(ops_runs_log).order_by(ops_runs_log.c.position)).mappings():
+            if row["prev_hash"] != prev_hash or row["row_hash"] != row_hash(dict(row), prev_hash):
+                return row["position"], dict(row)
+            prev_hash = row["row_hash"]
+    return None
+
+
+def export(engine: Engine, lake: Lake) -> int:
+    """Writes the whole log as the lake table ops_runs_log; returns its rows."""
+    schema = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in TABLES["ops_runs_log"].columns])
+    # under a lock, so that a slower export never replaces a newer one
+    with locked(lake.root / ".ops_runs_log.lock"), lake.connection() as connection:
+        connection.register("log_rows", pa.Table.from_pylist(rows(engine), schema=schema))
+        connection.execute("CREATE TEMP TABLE ops_runs_log AS SELECT * FROM log_rows")
+        return lake.write(connection, "ops_runs_log", None, {}, order_by="run_timestamp, alert_date")
+
+
+def record_ingestions(engine: Engine, dataset: str, versions: Iterable[OrdersVersion | CustomersVersion]) -> int:
+    """Copies every version the database does not know yet; returns how many. The lake's version files are the truth."""
+    added = 0
+    with engine.begin() as connection:
+        known = set(connection.execute(sa.select(ingestions.c.version).filter_by(dataset=dataset)).scalars())
+        for version in versions:
+            if version.version in known:
+                continue
+            connection.execute(ingestions.insert().values(
+                dataset=dataset, version=version.version, ingested_at=version.created_at, preset=version.preset,
+                rows=getattr(version, "orders", None) or getattr(version, "customers", 0),
+                complete_through=getattr(version, "complete_through", None), stale_from=getattr(version, "stale_from", None),
+                content_sha256=version.content_sha256,
+            ))
+            added += 1
+    return added
+

@@ -1,0 +1,91 @@
+"""Package: the priority queue and the Action Pack of each date."""
+
+import base64
+from datetime import date, timedelta
+
+import dagster as dg
+
+from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.orchestration import (
+    OWNERS,
+    Loop,
+    check_specs,
+    counts_table,
+    days_of,
+    described,
+    one_by_one,
+    store_days,
+)
+from retention_ops.package.pack import Pack, build_pack, collect, expire_packs
+
+
+def _tiers(space: Workspace, where: str) -> dict:
+    value = space.connection.execute("SELECT COALESCE(SUM(avg_order_value), 0) FROM customer_priority").fetchall()[0][0]
+    return {
+        "distribution": dg.MetadataValue.md(counts_table(space, "customer_priority", ["priority_tier"])),
+        "orders_at_stake": round(value, 2),
+    }
+
+
+def _pack_metadata(pack: Pack, embed_chart: bool) -> dict:
+    manifest = pack.manifest
+    metadata = {
+        "severity": manifest["severity"],
+        "facts_sha256": manifest["facts_sha256"],
+        "audience_sha256": manifest["audience_sha256"],
+        **{f"{tier.lower()}_count": audience["listed"] for tier, audience in manifest["audiences"].items()},
+        "files": dg.MetadataValue.json({name: entry["rows"] for name, entry in manifest["files"].items()}),
+        "pack": dg.MetadataValue.path(str(pack.folder)),
+    }
+    if embed_chart:  # some 50 kB each: only where somebody will look
+        chart = base64.b64encode((pack.folder / "at_risk_trend.png").read_bytes()).decode()
+        metadata["at_risk_trend"] = dg.MetadataValue.md(f"![AT_RISK % against its baseline](data:image/png;base64,{chart})")
+    return metadata
+
+
+def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """customer_priority and action_pack."""
+
+    @dg.asset(
+        **described("customer_priority", "package", "duckdb", "sql"), deps=["churn_detection"], partitions_def=partitions_def,
+        backfill_policy=dg.BackfillPolicy.single_run(), check_specs=check_specs("customer_priority"), code_version="1",
+    )
+    def customer_priority(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
+        yield from store_days(context, loop, "customer_priority", one_by_one("customer_priority"), _tiers)
+
+    @dg.asset(
+        name="action_pack", group_name="package", kinds={"jinja2", "matplotlib"}, owners=OWNERS,
+        description="The day's brief (Markdown, Slack, mail), trend chart, audience files and manifest.",
+        deps=["alert_logic", "customer_priority"], partitions_def=partitions_def,
+        backfill_policy=dg.BackfillPolicy.single_run(), code_version="1",
+    )
+    def action_pack(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
+        days = days_of(context)
+        keep_from = days[-1] - timedelta(days=loop.settings.pack_keep_days - 1)
+        return _build(context, loop, days, keep_from)
+
+    return [customer_priority, action_pack]
+
+
+def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep_from: date) -> dg.MaterializeResult:
+    """Packs for the newest pack_keep_days of the run and for every flagged date; the rest is history nobody acts on."""
+    links = {"run": f"{loop.settings.dagster_url}/runs/{context.run.run_id}"}
+    if loop.settings.dashboard_url:
+        links["dashboard"] = loop.settings.dashboard_url
+    with workspace(loop.lake) as space:
+        space.build_range("alert_logic", days[0] - timedelta(days=loop.settings.trend_days - 1), days[-1])
+        history, daily = space.rows("alert_logic"), space.rows("retention_daily")
+        flagged = set(history.loc[history["alert_flag"], "alert_date"].dt.date)
+        for done, day in enumerate(days, start=1):
+            if day < keep_from and day not in flagged:
+                metadata = {"pack": f"not built: a quiet day before the newest {loop.settings.pack_keep_days} of this range; "
+                                    f"`retention-ops run --date {day}` builds it"}
+            else:
+                space.use("customer_priority", day)
+                facts = collect(space, day, history, daily, space.rows("customer_priority", PRIORITY_ORDER))
+                pack = build_pack(facts, loop.settings, run_id=context.run.run_id, links=links, clock=loop.clock)
+                metadata = _pack_metadata(pack, embed_chart=day in flagged or day == days[-1])
+            context.add_asset_metadata(metadata, partition_key=day.isoformat())
+            loop.progress("action_pack", done, len(days))
+    expire_packs(loop.settings, loop.clock)
+    return dg.MaterializeResult()

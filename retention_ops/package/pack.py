@@ -1,0 +1,299 @@
+"""The Action Pack of a date: brief, chart, audiences and a manifest, put in place as one.
+
+`action_packs/<D>` is a symbolic link to the folder of the current build; replacing the link is atomic, so a reader
+finds the old pack or the new one, never a mixture. Files are readable by their owner only.
+
+Two hashes: `facts_sha256` says what was found (same orders, same settings, same templates: same hash, whenever it is
+built); `audience_sha256` says who was on the lists as handed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from retention_ops.clock import Clock, system_clock
+from retention_ops.detect.compute import Workspace
+from retention_ops.errors import PackError
+from retention_ops.package.audiences import TIERS, Audience, audience_sha256, build_audience, to_csv
+from retention_ops.package.brief import BriefFacts, render_html, render_markdown, render_slack, safeguards, template_fingerprint
+from retention_ops.package.chart import trend_chart
+from retention_ops.settings import Settings
+from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.files import fsync_folder, locked, write_atomic
+
+MANIFEST = "manifest.json"
+LOG_FILE = "ops_run_log.json"
+OUTBOX = "outbox"
+LOCK = ".lock"
+ABANDONED_AFTER_SECONDS = 3600
+TOP_CUSTOMERS = 5
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a pack says about D: plain values, no files yet."""
+
+    day: date
+    alert: dict[str, Any]
+    daily: dict[str, Any]
+    history: list[dict[str, Any]]
+    priority: pd.DataFrame
+    refused: set[str]
+    complete_through: date
+    currency: str
+    orders_version: str
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack on disk. `manifest` is its parsed manifest.json."""
+
+    day: date
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def facts_sha256(self) -> str:
+        return self.manifest["facts_sha256"]
+
+    @property
+    def severity(self) -> str:
+        return self.manifest["severity"]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dates as text, NaN and NaT as null, numpy scalars as Python's."""
+    if value is None or value is pd.NaT:
+        return None
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, (pd.Timestamp, datetime)):
+        return value.date().isoformat() if value.tzinfo is None else value.isoformat()
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows as plain dictionaries."""
+    columns = {name: [plain(value) for value in frame[name].tolist()] for name in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def canonical_sha256(value: Any) -> str:
+    """sha256 over JSON with sorted keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def alert_version(alert: Mapping[str, Any]) -> str:
+    """Identifies one result of the alert: the same row, the same version."""
+    return canonical_sha256({name: alert[name] for name in TABLES["alert_logic"].column_names})
+
+
+def collect(space: Workspace, day: date, history: pd.DataFrame, daily: pd.DataFrame, priority: pd.DataFrame) -> Facts:
+    """The facts of D from computed tables. `history` and `daily` may span more days; each is cut to what D needs."""
+    first = day - timedelta(days=space.settings.trend_days - 1)
+    dates = pd.to_datetime(history["alert_date"]).dt.date
+    window = records(history[(dates >= first) & (dates <= day)])
+    if not window or window[-1]["alert_date"] != day.isoformat():
+        raise PackError(f"no alert_logic row for {day}; run `retention-ops run --date {day}`")
+    counts = records(daily[pd.to_datetime(daily["as_of_date"]).dt.date == day])
+    return Facts(
+        day=day, alert=window[-1], daily=counts[0], history=window, priority=priority, refused=refused_customers(space),
+        complete_through=space.orders.complete_through, currency=space.orders.currency, orders_version=space.orders.version,
+    )
+
+
+def refused_customers(space: Workspace) -> set[str]:
+    """Ids of customers who said no to being contacted."""
+    rows = space.connection.execute("SELECT customer_id FROM customers WHERE consent = false").fetchall()
+    return {row[0] for row in rows}
+
+
+def facts_sha256(facts: Facts, settings: Settings) -> str:
+    """Covers the alert row, the priority rows, the chart's data, the templates and the settings; no clock, no run."""
+    columns = [name for name in TABLES["customer_priority"].column_names if name != "created_at"]
+    return canonical_sha256({
+        "alert": facts.alert,
+        "daily": facts.daily,
+        "chart": facts.history,
+        "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
+        "templates": template_fingerprint(settings),
+        "rules": settings.rule_parameters(),
+        "shop": [settings.shop_name, facts.currency, settings.trend_days],
+    })
+
+
+def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
+    """What the templates see."""
+    by_tier = {tier: facts.priority[facts.priority["priority_tier"] == tier] for tier in TIERS}
+    return BriefFacts(
+        alert=facts.alert,
+        daily=facts.daily,
+        history=facts.history,
+        counts={tier: len(rows) for tier, rows in by_tier.items()},
+        # summed in cents: the sum of a column of floats depends on its order
+        orders_at_stake={
+            tier: int((rows["avg_order_value"] * 100).round().astype("int64").sum()) / 100 for tier, rows in by_tier.items()
+        },
+        top=records(facts.priority.head(TOP_CUSTOMERS)),
+        actions={
+            tier: [(action, int(count)) for action, count in rows["recommended_action"].value_counts(sort=True).items()]
+            for tier, rows in by_tier.items()
+        },
+        audiences={
+            tier: {"file": audience.file, "rows": audience.rows, "excluded": audience.excluded}
+            for tier, audience in audiences.items()
+        },
+        complete_through=facts.complete_through,
+        currency=facts.currency,
+        shop_name=settings.shop_name,
+        mode=settings.mode,
+        links=dict(links),
+        safeguards=safeguards(facts.alert, facts.complete_through, settings),
+        rules=settings.rule_parameters(),
+    )
+
+
+def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[str, str], clock: Clock = system_clock) -> Pack:
+    """Renders and writes the pack of D, replacing the one before. Outbox and log of the old build are carried over."""
+    audiences = {tier: build_audience(tier, facts.day, facts.priority, facts.refused) for tier in TIERS}
+    brief = brief_facts(facts, audiences, settings, links)
+    chart = trend_chart(
+        facts.history, warning_pct=settings.warning_pct, critical_pct=settings.critical_pct, shop_name=settings.shop_name,
+        currency=facts.currency,
+    )
+    severity = facts.alert["severity"]
+    contents: dict[str, tuple[bytes, int]] = {  # name -> (bytes, rows)
+        f"briefing_{severity}.md": (render_markdown(brief, settings).encode(), 1),
+        "briefing.slack.json": (json.dumps(render_slack(brief, settings), indent=1, ensure_ascii=False).encode(), 1),
+        "briefing.html": (render_html(brief, settings, chart_png=chart).encode(), 1),
+        "at_risk_trend.png": (chart, len(facts.history)),
+        **{audience.file: (audience.csv.encode(), audience.rows) for audience in audiences.values()},
+    }
+    manifest = {
+        "schema": 1,
+        "date": facts.day.isoformat(),
+        "severity": severity,
+        "alert_flag": facts.alert["alert_flag"],
+        "gate": facts.alert["gate"],
+        "alert_version": alert_version(facts.alert),
+        "facts_sha256": facts_sha256(facts, settings),
+        "audience_sha256": audience_sha256(audiences),
+        "orders_version": facts.orders_version,
+        "complete_through": facts.complete_through.isoformat(),
+        "rules_sha256": settings.rules_sha256(),
+        "created_at": clock().isoformat(timespec="seconds"),
+        "run_id": run_id,
+        "audiences": {
+            tier: {"file": a.file, "rows": a.rows, "listed": a.listed, "excluded": a.excluded, "sha256": a.sha256}
+            for tier, a in audiences.items()
+        },
+        "files": {name: _entry(data, rows) for name, (data, rows) in contents.items()},
+    }
+    folder = _put_in_place(settings.packs, facts.day, {name: data for name, (data, _) in contents.items()}, manifest)
+    return Pack(facts.day, folder, manifest)
+
+
+def _entry(data: bytes, rows: int) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "bytes": len(data)}
+
+
+def _put_in_place(packs: Path, day: date, contents: Mapping[str, bytes], manifest: dict[str, Any]) -> Path:
+    with locked(packs / LOCK):  # two builds of one date: the later one wins whole
+        return _swap(packs, day, contents, manifest)
+
+
+def _swap(packs: Path, day: date, contents: Mapping[str, bytes], manifest: dict[str, Any]) -> Path:
+    link = packs / day.isoformat()
+    build = packs / ".builds" / f"{day.isoformat()}.{secrets.token_hex(4)}"
+    build.mkdir(parents=True, mode=0o700)
+    old = link.resolve() if link.exists() else None
+    if old:
+        _carry_over(old, build)
+    for name, data in contents.items():
+        write_atomic(build / name, data, mode=0o600)
+    write_atomic(build / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False), mode=0o600)
+    fsync_folder(build)
+    fresh = packs / f".{day.isoformat()}.{secrets.token_hex(4)}.partial"
+    os.symlink(Path(".builds") / build.name, fresh)
+    os.replace(fresh, link)
+    fsync_folder(packs)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+    return link
+
+
+def _carry_over(old: Path, build: Path) -> None:
+    """What was answered stays with the date even when its pack is built again."""
+    if (old / OUTBOX).is_dir():
+        shutil.copytree(old / OUTBOX, build / OUTBOX)
+    if (old / LOG_FILE).is_file():
+        shutil.copy2(old / LOG_FILE, build / LOG_FILE)
+
+
+def find_pack(settings: Settings, day: date) -> Pack | None:
+    """The pack of D, or None. Raises PackError where its manifest cannot be read."""
+    folder = settings.packs / day.isoformat()
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Pack(day, folder, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise PackError(f"{path} cannot be read ({error}); `retention-ops run --date {day}` builds the pack again") from error
+
+
+def verify(pack: Pack) -> None:
+    """Raises PackError naming the first file that is missing or differs from the manifest."""
+    for name, entry in pack.manifest["files"].items():
+        path = pack.folder / name
+        if not path.is_file():
+            raise PackError(f"{path} is missing; `retention-ops run --date {pack.day}` builds the pack again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            raise PackError(f"{path} differs from its manifest; `retention-ops run --date {pack.day}` builds the pack again")
+
+
+def add_files(pack: Pack, contents: Mapping[str, tuple[bytes, int]]) -> Pack:
+    """Adds files (name -> bytes, rows) to a pack and names them in its manifest; both hashes stay as they are."""
+    manifest = {**pack.manifest, "files": dict(pack.manifest["files"])}
+    with locked(pack.folder.parent / LOCK):
+        folder = pack.folder.resolve()
+        for name, (data, rows) in contents.items():
+            (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(folder / name, data, mode=0o600)
+            manifest["files"][name] = _entry(data, rows)
+        write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False), mode=0o600)
+    return Pack(pack.day, pack.folder, manifest)
+
+
+def expire_packs(settings: Settings, clock: Clock = system_clock) -> list[date]:
+    """Removes packs built more than pack_keep_days ago and builds that no date points to; returns the dates removed."""
+    oldest = clock() - timedelta(days=settings.pack_keep_days)
+    removed = []
+    for link in sorted(settings.packs.glob("????-??-??")):
+        pack = find_pack(settings, date.fromisoformat(link.name))
+        if pack and datetime.fromisoformat(pack.manifest["created_at"]) < oldest:
+            build = link.resolve()
+            link.unlink()
+            shutil.rmtree(build, ignore_errors=True)
+            removed.append(pack.day)
+    in_use = {link.resolve() for link in settings.packs.glob("????-??-??")}
+    for build in (settings.packs / ".builds").glob("*"):  # left by a kill between building and linking
+        age = clock().timestamp() - build.stat().st_mtime
+        if build.resolve() not in in_use and age > ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(build, ignore_errors=True)
+    return removed

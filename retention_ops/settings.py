@@ -1,0 +1,176 @@
+"""Every threshold, path and switch, typed, with its unit and default.
+
+Each can be given as RETENTION_OPS_<NAME> in the environment or in a .env file, e.g. RETENTION_OPS_PROFILE=luxury.
+Secrets never belong here as defaults and are never printed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from retention_ops.errors import SettingsError
+
+PROFILES = {"standard": (30, 90), "fast_fashion": (15, 45), "luxury": (60, 180)}
+"""profile -> (active_days, at_risk_days)"""
+
+
+class Settings(BaseSettings):
+    """All settings of one installation."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RETENTION_OPS_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True,
+        env_ignore_empty=True,
+    )
+
+    # where things live
+    home: Path = Field(Path(".retention_ops"), description="folder that holds all state")
+    ops_database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite file ops.sqlite in home")
+    templates_dir: Path | None = Field(None, description="folder whose templates override or extend the shipped ones")
+    dagster_url: str = Field("http://127.0.0.1:3000", description="where people reach the Dagster UI; used in links")
+    dashboard_url: str = Field("", description="your own dashboard, linked from the brief when set")
+
+    # the shop
+    shop_name: str = Field("Your shop", description="name in the brief", min_length=1, max_length=60)
+    shop_timezone: str = Field("UTC", description="IANA zone; order_date is the date there")
+    currency: str = Field("EUR", description="ISO code for order files that name none", pattern=r"^[A-Z]{3}$")
+    start_date: date | None = Field(None, description="first partition; default: the first order_date")
+    schedule_time: str = Field("06:00", description="daily run, hh:mm in shop_timezone", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    max_order_amount: int = Field(10_000_000, description="an order above this many currency units is refused", gt=0)
+
+    # retention status
+    profile: Literal["standard", "fast_fashion", "luxury"] = Field("standard", description="sets active_days and at_risk_days")
+    active_days: int | None = Field(None, description="ACTIVE up to this many days since the last order; default from profile", gt=0)
+    at_risk_days: int | None = Field(None, description="AT_RISK up to this many days; default from profile", gt=0)
+
+    # churn risk: percentages are whole numbers so that the SQL compares integers
+    frequency_drop_pct: int = Field(150, description="late: days since last order above this % of the usual gap", gt=0)
+    value_drop_pct: int = Field(60, description="spending less: last order below this % of the average order", gt=0)
+    inconsistent_gap_pct: int = Field(70, description="ACTIVE but past this % of the usual gap", gt=0)
+    few_orders: int = Field(3, description="ACTIVE with at most this many orders is not settled yet", ge=0)
+    frequency_drop_score: int = Field(50, description="points", ge=0, le=100)
+    value_drop_score: int = Field(30, description="points", ge=0, le=100)
+    inconsistent_score: int = Field(20, description="points", ge=0, le=100)
+    high_risk_score: int = Field(51, description="HIGH from this score", ge=0, le=100)
+    medium_risk_score: int = Field(21, description="MEDIUM from this score", ge=0, le=100)
+
+    # macro alert
+    warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0)
+    critical_pct: float = Field(25.0, description="CRITICAL likewise, in %", gt=0)
+    min_sample: int = Field(100, description="customers needed before the alert may fire", ge=0)
+
+    # priority queue
+    p1_min_revenue: Literal["none", "median"] = Field("none", description="P1 only for customers at or above the median revenue")
+    vip_revenue: int = Field(2000, description="P1 revenue above this: VIP outreach, currency units", ge=0)
+    personal_revenue: int = Field(1000, description="P1 revenue from this: personal email, currency units", ge=0)
+    action_p1_vip: str = "VIP outreach + 10 % loyalty incentive"
+    action_p1_personal: str = "Personal email + free shipping"
+    action_p1_reminder: str = "Personal email + reminder"
+    action_p2: str = "Win-back sequence (3 emails, 7 days) + free shipping"
+    action_p3: str = "20 % comeback offer + survey"
+    value_proxy_pct: int = Field(30, description="value_proxy as % of total_revenue", ge=0, le=100)
+
+    # response
+    mode: Literal["off", "shadow", "pilot", "live"] = Field("shadow", description="off: nothing; shadow: rehearse, send nothing")
+    max_alert_age_days: int = Field(7, description="older flagged dates are history: logged, not answered", ge=0)
+
+    # keeping
+    snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0)
+    pack_keep_days: int = Field(90, description="days an Action Pack is kept after it was built", gt=0)
+    orders_keep_versions: int = Field(10, description="newest orders versions kept on disk", gt=0)
+    trend_days: int = Field(60, description="days shown in the trend chart", ge=14, le=365)
+
+    # DuckDB
+    duckdb_memory_limit: str = Field("", description="e.g. 2GB; empty: DuckDB's default (80 % of memory)")
+    duckdb_threads: int = Field(0, description="0: one per core", ge=0)
+
+    @field_validator("shop_timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"{value!r} is not an IANA time zone such as Europe/London") from error
+        return value
+
+    @model_validator(mode="after")
+    def _order(self) -> Settings:
+        if self.active_limit >= self.at_risk_limit:
+            raise ValueError(f"active_days ({self.active_limit}) must be below at_risk_days ({self.at_risk_limit})")
+        if self.warning_pct >= self.critical_pct:
+            raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
+        if self.medium_risk_score > self.high_risk_score:
+            raise ValueError("medium_risk_score must not exceed high_risk_score")
+        if self.personal_revenue > self.vip_revenue:
+            raise ValueError("personal_revenue must not exceed vip_revenue")
+        return self
+
+    @property
+    def active_limit(self) -> int:
+        """Days up to which a customer is ACTIVE."""
+        return self.active_days or PROFILES[self.profile][0]
+
+    @property
+    def at_risk_limit(self) -> int:
+        """Days up to which a customer is AT_RISK."""
+        return self.at_risk_days or PROFILES[self.profile][1]
+
+    @property
+    def packs(self) -> Path:
+        return self.home / "action_packs"
+
+    @property
+    def database_url(self) -> str:
+        return self.ops_database_url or f"sqlite:///{(self.home / 'ops.sqlite').absolute()}"
+
+    def rule_parameters(self) -> dict[str, Any]:
+        """The named parameters of sql/*.sql that come from settings (dates are added by the caller)."""
+        return {
+            "active_days": self.active_limit,
+            "at_risk_days": self.at_risk_limit,
+            "frequency_drop_pct": self.frequency_drop_pct,
+            "value_drop_pct": self.value_drop_pct,
+            "inconsistent_gap_pct": self.inconsistent_gap_pct,
+            "few_orders": self.few_orders,
+            "frequency_drop_score": self.frequency_drop_score,
+            "value_drop_score": self.value_drop_score,
+            "inconsistent_score": self.inconsistent_score,
+            "high_risk_score": self.high_risk_score,
+            "medium_risk_score": self.medium_risk_score,
+            "warning_pct": float(self.warning_pct),
+            "critical_pct": float(self.critical_pct),
+            "min_sample": self.min_sample,
+            "p1_needs_median_revenue": self.p1_min_revenue == "median",
+            "vip_revenue_cents": self.vip_revenue * 100,
+            "personal_revenue_cents": self.personal_revenue * 100,
+            "action_p1_vip": self.action_p1_vip,
+            "action_p1_personal": self.action_p1_personal,
+            "action_p1_reminder": self.action_p1_reminder,
+            "action_p2": self.action_p2,
+            "action_p3": self.action_p3,
+            "value_proxy_pct": self.value_proxy_pct,
+        }
+
+    def rules_sha256(self) -> str:
+        """Identifies the rules in force: same hash, same meaning of every table."""
+        text = json.dumps(self.rule_parameters(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from environment and .env, with `overrides` on top. Raises SettingsError naming the variable."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False, include_input=False):
+            name = ".".join(str(part) for part in item["loc"])
+            lines.append(f"RETENTION_OPS_{name.upper()}: {item['msg']}" if name else item["msg"].removeprefix("Value error, "))
+        raise SettingsError("settings cannot be used:\n  " + "\n  ".join(lines)) from error

@@ -1,0 +1,45 @@
+"""Orders as Dagster sees them: which version is CURRENT, and the shopping days derived from it."""
+
+import dagster as dg
+
+from retention_ops.detect.compute import workspace
+from retention_ops.orchestration import CheckTally, Loop, check_specs, described
+
+
+@dg.asset(**described("orders", "detect", "parquet"), code_version="1")
+def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
+    with workspace(loop.lake) as space:
+        version = space.orders
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": version.orders,
+                "customers": version.customers,
+                "first_date": str(version.first_date),
+                "last_date": str(version.last_date),
+                "complete_through": str(version.complete_through),
+                "currency": version.currency,
+                "version": version.version,
+                "excluded_records": dg.MetadataValue.json(dict(version.excluded)),
+                "path": dg.MetadataValue.path(str(loop.lake.path("orders", version.version))),
+            },
+            data_version=dg.DataVersion(version.content_sha256),
+        )
+
+
+@dg.asset(
+    **described("customer_days", "detect", "duckdb", "sql"), deps=["orders"], check_specs=check_specs("customer_days"), code_version="1"
+)
+def customer_days(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
+    tally = CheckTally("customer_days")
+    with workspace(loop.lake) as space:  # derives the table where this orders version has none yet
+        rows = space.connection.execute("SELECT COUNT(*) FROM customer_days").fetchall()[0][0]
+        tally.passes(space, space.orders.version)
+        path = loop.lake.path("customer_days", space.orders.version)
+        context.add_asset_metadata({
+            "dagster/row_count": rows,
+            "orders_version": space.orders.version,
+            "path": dg.MetadataValue.path(str(path)),
+        })
+    loop.lake.refresh_views()
+    loop.progress("customer_days", 1, 1)
+    yield from tally.finish()

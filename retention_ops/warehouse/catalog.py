@@ -1,0 +1,194 @@
+"""What every table is: columns, GoogleSQL types, meaning, key and how it is stored.
+
+One declaration serves the typed empty views, the check before a partition is replaced, Dagster's column schema,
+the table dictionary and, in production, BigQuery's DDL. It holds no rule: rules are in sql/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GoogleType = Literal["STRING", "DATE", "INT64", "FLOAT64", "BOOL", "TIMESTAMP"]
+
+DUCKDB_TYPES: dict[str, str] = {
+    "STRING": "VARCHAR", "DATE": "DATE", "INT64": "BIGINT", "FLOAT64": "DOUBLE", "BOOL": "BOOLEAN",
+    "TIMESTAMP": "TIMESTAMP WITH TIME ZONE",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: GoogleType
+    description: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """`stored`: 'version' (one file per orders version), 'day' (one file per reference date) or 'whole' (one file)."""
+
+    name: str
+    description: str
+    stored: Literal["version", "day", "whole"]
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    date_column: str | None = None
+    snapshot: bool = False  # only the newest snapshot_keep_days are kept
+
+    @property
+    def column_names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+
+def _c(name: str, type_: GoogleType, description: str, nullable: bool = False) -> Column:
+    return Column(name, type_, description, nullable)
+
+
+_AS_OF = _c("as_of_date", "DATE", "Reference date D: only orders up to and including it count")
+_CUSTOMER = _c("customer_id", "STRING", "Opaque customer id")
+_FACTS = (
+    _c("first_order_date", "DATE", "Date of the first order"),
+    _c("last_order_date", "DATE", "Date of the latest order"),
+    _c("total_orders", "INT64", "Completed orders"),
+    _c("order_days", "INT64", "Distinct days with an order; two invoices on one day are one visit"),
+    _c("total_revenue_cents", "INT64", "Sum of order values, cents"),
+    _c("last_order_cents", "INT64", "Value of the latest order (by order_date, then order_id), cents"),
+    _c("total_revenue", "FLOAT64", "Sum of order values, currency units, 2 places"),
+    _c("avg_order_value", "FLOAT64", "total_revenue / total_orders, currency units, 2 places, half up"),
+    _c("last_order_value", "FLOAT64", "Value of the latest order, currency units, 2 places"),
+)
+_ATTRIBUTES = (
+    _c("country", "STRING", "Customer attribute, where customers were ingested", True),
+    _c("segment", "STRING", "Customer attribute", True),
+    _c("loyalty_tier", "STRING", "Customer attribute", True),
+    _c("acquisition_channel", "STRING", "Customer attribute", True),
+    _c("signup_date", "DATE", "Customer attribute", True),
+)
+_STATUS = (
+    _c("days_since_last_order", "INT64", "D - last_order_date, days"),
+    _c("retention_status", "STRING", "ACTIVE, AT_RISK or INACTIVE"),
+)
+_CHURN = (
+    _c("usual_gap_days", "FLOAT64", "(last - first order date) / (order_days - 1), days; null with one shopping day", True),
+    _c("is_frequency_drop", "BOOL", "Later than 1.5 x the usual gap"),
+    _c("is_value_drop", "BOOL", "Latest order below 60 % of the average order"),
+    _c("is_status_inconsistent", "BOOL", "ACTIVE, but few orders or past 70 % of the usual gap"),
+    _c("churn_risk_score", "INT64", "50/30/20 points for the three signals"),
+    _c("churn_risk_level", "STRING", "HIGH, MEDIUM or LOW"),
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        Table("orders", "Completed orders, one row each.", "version", ("order_id",), (
+            _c("order_id", "STRING", "Unique order id"),
+            _CUSTOMER,
+            _c("order_date", "DATE", "Date of the order in shop_timezone"),
+            _c("order_cents", "INT64", "Order value in cents, above 0"),
+            _c("currency", "STRING", "ISO currency code, one per shop"),
+        )),
+        Table("customers", "Customer attributes as last ingested; outside the rebuild guarantee.", "version", ("customer_id",), (
+            _CUSTOMER, *_ATTRIBUTES,
+            _c("consent", "BOOL", "May be contacted; null where not known", True),
+        )),
+        Table("customer_days", "A customer's shopping days.", "version", ("customer_id", "order_date"), (
+            _CUSTOMER,
+            _c("order_date", "DATE", "Shopping day"),
+            _c("orders", "INT64", "Orders on that day"),
+            _c("revenue_cents", "INT64", "Their value, cents"),
+            _c("last_order_cents", "INT64", "Value of the day's last order by order_id, cents"),
+        )),
+        Table("base_customers", "Facts per customer as of D (SQL1).", "day", ("customer_id",),
+              (_AS_OF, _CUSTOMER, *_FACTS, *_ATTRIBUTES), "as_of_date", snapshot=True),
+        Table("retention_snapshot", "Retention status per customer as of D (SQL2).", "day", ("customer_id",),
+              (_AS_OF, _CUSTOMER, *_FACTS, *_STATUS), "as_of_date", snapshot=True),
+        Table("churn_detection", "Explainable churn risk per customer as of D (SQL3).", "day", ("customer_id",),
+              (_AS_OF, _CUSTOMER, *_FACTS, *_STATUS, *_CHURN), "as_of_date", snapshot=True),
+        Table("cohort_retention_evolution", "Share of each monthly cohort that ordered again, month by month (SQL4).", "whole",
+              ("cohort_month", "months_since_acquisition"), (
+                  _c("cohort_month", "DATE", "First day of the month of the first order"),
+                  _c("months_since_acquisition", "INT64", "Calendar months since cohort_month; 0 is the month itself"),
+                  _c("cohort_size", "INT64", "Customers in the cohort"),
+                  _c("active_customers", "INT64", "Of these, with an order in that month"),
+                  _c("retention_rate", "FLOAT64", "100 x active_customers / cohort_size, %"),
+              )),
+        Table("retention_daily", "Customers by status as of D.", "day", ("as_of_date",), (
+            _AS_OF,
+            _c("customers", "INT64", "Customers with an order by D"),
+            _c("active", "INT64", "Of these ACTIVE"),
+            _c("at_risk", "INT64", "Of these AT_RISK"),
+            _c("inactive", "INT64", "Of these INACTIVE"),
+            _c("active_pct", "FLOAT64", "100 x active / customers, %; null without customers", True),
+            _c("at_risk_pct", "FLOAT64", "100 x at_risk / customers, %", True),
+            _c("inactive_pct", "FLOAT64", "100 x inactive / customers, %", True),
+        ), "as_of_date"),
+        Table("alert_logic", "The macro alert as of D: AT_RISK % against the mean of the 7 previous days (SQL5).", "day",
+              ("alert_date", "alert_type", "scope"), (
+                  _c("alert_date", "DATE", "Reference date D"),
+                  _c("alert_type", "STRING", "retention_status_degradation"),
+                  _c("scope", "STRING", "global"),
+                  _c("metric_name", "STRING", "at_risk_pct"),
+                  _c("current_value", "FLOAT64", "The metric on D, %", True),
+                  _c("baseline_value", "FLOAT64", "Mean of the 7 previous days, %", True),
+                  _c("delta_pct", "FLOAT64", "current - baseline, percentage points", True),
+                  _c("delta_relative_pct", "FLOAT64", "100 x (current - baseline) / baseline, %", True),
+                  _c("threshold_warning", "FLOAT64", "WARNING from this delta_relative_pct, %"),
+                  _c("threshold_critical", "FLOAT64", "CRITICAL from this delta_relative_pct, %"),
+                  _c("severity", "STRING", "INFO, WARNING or CRITICAL"),
+                  _c("alert_flag", "BOOL", "Severity is WARNING or CRITICAL"),
+                  _c("sample_size", "INT64", "Customers behind the metric"),
+                  _c("gate", "STRING", "Which safeguard held the alert back: data_incomplete, history_warmup, "
+                                       "baseline_warmup, min_sample; null: none", True),
+              ), "alert_date"),
+        Table("customer_priority", "Who to contact first on D, with reasons.", "day", ("customer_id",), (
+            _c("run_date", "DATE", "Reference date D"),
+            _CUSTOMER,
+            _c("retention_status", "STRING", "ACTIVE, AT_RISK or INACTIVE"),
+            _c("churn_risk_level", "STRING", "HIGH, MEDIUM or LOW"),
+            _c("churn_risk_score", "INT64", "Points of the three signals"),
+            _c("priority_tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),
+            _c("priority_score", "FLOAT64", "Tier base + value + urgency, at most 100, 4 decimals"),
+            _c("priority_reason", "STRING", "Why, in the customer's own numbers"),
+            _c("days_since_last_order", "INT64", "Days"),
+            _c("total_revenue", "FLOAT64", "Currency units, 2 places"),
+            _c("total_orders", "INT64", "Completed orders"),
+            _c("avg_order_value", "FLOAT64", "Currency units, 2 places"),
+            _c("recommended_action", "STRING", "What to do"),
+            _c("value_proxy", "FLOAT64", "30 % of total_revenue, currency units, 2 places"),
+            _c("created_at", "TIMESTAMP", "When the row was computed; outside every comparison and hash"),
+        ), "run_date"),
+        Table("ops_runs_log", "What was answered, passed over or failed, and why; exported from the ops database.", "whole",
+              ("run_id", "alert_date", "alert_type"), (
+                  _c("run_id", "STRING", "Dagster run"),
+                  _c("run_timestamp", "TIMESTAMP", "When the row was written"),
+                  _c("alert_date", "DATE", "Reference date"),
+                  _c("alert_type", "STRING", "Which rule"),
+                  _c("severity", "STRING", "INFO, WARNING or CRITICAL"),
+                  _c("alert_flag", "BOOL", "The rule fired"),
+                  _c("current_value", "FLOAT64", "Metric on D", True),
+                  _c("baseline_value", "FLOAT64", "Its baseline", True),
+                  _c("delta_relative_pct", "FLOAT64", "%", True),
+                  _c("sample_size", "INT64", "Customers behind the metric"),
+                  _c("p1_count", "INT64", "Customers in P1", True),
+                  _c("p2_count", "INT64", "Customers in P2", True),
+                  _c("p3_count", "INT64", "Customers in P3", True),
+                  _c("total_exported", "INT64", "Customers in the lists handed over"),
+                  _c("slack_posted", "BOOL", "A message really went out"),
+                  _c("slack_message_ts", "STRING", "Its id", True),
+                  _c("ticket_id", "STRING", "Ticket", True),
+                  _c("export_p1_link", "STRING", "Where the list went", True),
+                  _c("export_p2_link", "STRING", "Where the list went", True),
+                  _c("export_p3_link", "STRING", "Where the list went", True),
+                  _c("status", "STRING", "success, failed or skipped"),
+                  _c("error_message", "STRING", "Why it failed or was skipped", True),
+                  _c("execution_time_ms", "INT64", "Duration of the response"),
+                  _c("mode", "STRING", "off, shadow, pilot or live"),
+                  _c("facts_sha256", "STRING", "Facts of the Action Pack", True),
+                  _c("audience_sha256", "STRING", "Lists of the Action Pack", True),
+                  _c("prev_hash", "STRING", "row_hash of the row before"),
+                  _c("row_hash", "STRING", "sha256 over prev_hash and this row"),
+              )),
+    )
+}

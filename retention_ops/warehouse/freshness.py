@@ -1,0 +1,52 @@
+"""Which stored dates no longer say what the orders and settings say now. Derived from the files, so it cannot go stale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from retention_ops.sources.ingest import orders_versions
+from retention_ops.warehouse.lake import Lake, literal
+
+KEPT_FOR_EVER = ("retention_daily", "alert_logic", "customer_priority")
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Dates (oldest first) built from orders that changed since, and dates built under other rules."""
+
+    stale: list[date]
+    other_rules: list[date]
+
+
+def freshness(lake: Lake) -> Freshness:
+    """Compares each stored partition's provenance with the CURRENT orders and the settings in force."""
+    versions = orders_versions(lake.settings)
+    position = {version.version: place for place, version in enumerate(versions)}
+    rules = lake.settings.rules_sha256()
+    stale, other_rules = set(), set()
+    for day, made_from in _provenance(lake):
+        # a version that is gone from the list counts as older than all of them
+        later = versions[position.get(made_from.get("orders_version", ""), -1) + 1:]
+        if any(version.stale_from and version.stale_from <= day for version in later):
+            stale.add(day)
+        if made_from.get("rules_sha256") != rules:
+            other_rules.add(day)
+    return Freshness(sorted(stale), sorted(other_rules))
+
+
+def stored_from(lake: Lake, first: date) -> list[date]:
+    """Stored dates on or after `first`, over the tables that are kept for ever."""
+    return sorted({day for table in KEPT_FOR_EVER for day in lake.days(table) if day >= first})
+
+
+def _provenance(lake: Lake) -> list[tuple[date, dict[str, str]]]:
+    paths = {str(lake.path(table, day)): day for table in KEPT_FOR_EVER for day in lake.days(table)}
+    if not paths:
+        return []
+    found: dict[str, dict[str, str]] = {path: {} for path in paths}
+    with lake.connection() as connection:
+        files = ", ".join(literal(path) for path in paths)
+        for name, key, value in connection.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata([{files}])").fetchall():
+            found[name][bytes(key).decode()] = bytes(value).decode()
+    return [(paths[path], made_from) for path, made_from in found.items()]

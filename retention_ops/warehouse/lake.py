@@ -1,0 +1,208 @@
+"""The embedded warehouse: one Parquet file per partition, replaced by rename; DuckDB in memory reads and writes it.
+
+No process ever holds a shared database file, so a user, an assistant and ten runs read while a run writes.
+`warehouse.duckdb` holds only views over the files, is itself replaced by rename and is opened read-only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from retention_ops.errors import QualityError
+from retention_ops.settings import Settings
+from retention_ops.sources.ingest import CustomersVersion, OrdersVersion, current_customers, current_orders
+from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
+from retention_ops.warehouse.files import locked, replacing, write_atomic
+
+Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+
+
+def connection_config(settings: Settings) -> dict[str, Any]:
+    """DuckDB settings for an in-memory connection."""
+    config: dict[str, Any] = {"temp_directory": str((settings.home / "tmp").absolute())}
+    if settings.duckdb_memory_limit:
+        config["memory_limit"] = settings.duckdb_memory_limit
+    if settings.duckdb_threads:
+        config["threads"] = settings.duckdb_threads
+    return config
+
+
+def literal(value: object) -> str:
+    """A SQL string literal."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+class Lake:
+    """Where tables live. `connect` supplies DuckDB connections (Dagster passes its DuckDBResource)."""
+
+    def __init__(self, settings: Settings, connect: Connect | None = None):
+        self.settings = settings
+        self.root = (settings.home / "lake").absolute()
+        self._connect = connect or self._plain_connection
+
+    @contextmanager
+    def _plain_connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = duckdb.connect(":memory:", config=connection_config(self.settings))
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """An in-memory connection whose time stamps are UTC, whatever the machine says."""
+        with self._connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield connection
+
+    # -- where things are ------------------------------------------------------------------------------------------
+
+    @property
+    def views_path(self) -> Path:
+        return self.settings.home / "warehouse.duckdb"
+
+    def orders(self) -> OrdersVersion | None:
+        return current_orders(self.settings)
+
+    def customers(self) -> CustomersVersion | None:
+        return current_customers(self.settings)
+
+    def path(self, table: str, part: date | str | None = None) -> Path:
+        """The file of one partition (`part` a day), of one orders version (`part` its id) or of a whole table."""
+        folder = self.root / table
+        match TABLES[table].stored:
+            case "day":
+                return folder / f"day={part:%Y-%m-%d}" / "part-0.parquet"
+            case "version":
+                return folder / f"version={part}" / "part-0.parquet"
+            case _:
+                return folder / "part-0.parquet"
+
+    def days(self, table: str) -> list[date]:
+        """Stored partitions, oldest first."""
+        found = []
+        for folder in (self.root / table).glob("day=*"):
+            if (folder / "part-0.parquet").is_file():
+                found.append(date.fromisoformat(folder.name.removeprefix("day=")))
+        return sorted(found)
+
+    def exists(self, table: str, part: date | str | None = None) -> bool:
+        return self.path(table, part).is_file()
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def write(
+        self, connection: duckdb.DuckDBPyConnection, table: str, part: date | str | None, provenance: Mapping[str, str],
+        *, order_by: str | None = None, where: str = "true",
+    ) -> int:
+        """Replaces one file of `table` by the rows (`where`) of the connection's temp table of that name; returns how many.
+
+        The file is written under a name no reader matches, read back, fsynced and renamed, so a kill at any moment
+        leaves the old one whole. `provenance` goes into the file's own metadata.
+        """
+        declared = TABLES[table]
+        target = self.path(table, part)
+        columns = ", ".join(f"CAST({c.name} AS {DUCKDB_TYPES[c.type]}) AS {c.name}" for c in declared.columns)
+        metadata = ", ".join(f"{key}: {literal(value)}" for key, value in provenance.items())
+        order = order_by or ", ".join(declared.key)
+        with replacing(target) as partial:
+            connection.execute(
+                f"COPY (SELECT {columns} FROM {table} WHERE {where} ORDER BY {order}) TO {literal(partial)} "
+                f"(FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{metadata}}})"
+            )
+            expected = connection.sql(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchall()[0][0]
+            written = connection.execute(f"SELECT COUNT(*) FROM read_parquet({literal(partial)})").fetchall()[0][0]
+            if written != expected:
+                raise QualityError(f"{table} {part or ''}: {written} of {expected} rows reached the file; it was not replaced")
+        return written
+
+    def prune_snapshots(self, table: str, newest: date) -> list[date]:
+        """Drops partitions of a snapshot table older than the newest snapshot_keep_days; returns their days."""
+        oldest_kept = newest - timedelta(days=self.settings.snapshot_keep_days - 1)
+        dropped = [day for day in self.days(table) if day < oldest_kept] if TABLES[table].snapshot else []
+        for day in dropped:
+            shutil.rmtree(self.path(table, day).parent, ignore_errors=True)
+        return dropped
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def provenance(self, table: str, part: date | str | None = None) -> dict[str, str]:
+        """What the file says it was made from; empty where there is no file."""
+        path = self.path(table, part)
+        if not path.is_file():
+            return {}
+        with self.connection() as connection:
+            return read_provenance(connection, path)
+
+    def read(self, table: str, part: date | str | None = None) -> pd.DataFrame:
+        """The rows of one file, by its exact path (never through a view over all of them); empty where there is none."""
+        with self.connection() as connection:
+            if not self.exists(table, part):
+                return connection.sql(self._empty(TABLES[table])).df()
+            return connection.sql(f"SELECT * FROM read_parquet({literal(self.path(table, part))})").df()
+
+    def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:
+        """The rows of all stored partitions from `first` to `last`."""
+        paths = [literal(self.path(table, day)) for day in self.days(table) if first <= day <= last]
+        with self.connection() as connection:
+            if not paths:
+                return connection.sql(self._empty(TABLES[table])).df()
+            key = ", ".join(TABLES[table].key)
+            return connection.sql(f"SELECT * FROM read_parquet([{', '.join(paths)}]) ORDER BY {key}").df()
+
+    # -- the views a user opens ------------------------------------------------------------------------------------
+
+    def refresh_views(self) -> None:
+        """Rebuilds warehouse.duckdb when a table came into being or the orders version changed; cheap otherwise."""
+        with locked(self.root / ".views.lock"):
+            views = {name: self._view(table) for name, table in TABLES.items()}
+            marker = self.root / ".views.json"
+            if self.views_path.is_file() and marker.is_file() and json.loads(marker.read_text()) == views:
+                return
+            with replacing(self.views_path) as partial:
+                connection = duckdb.connect(str(partial))
+                try:
+                    for name, select in views.items():
+                        connection.execute(f"CREATE VIEW {name} AS {select}")
+                        connection.execute(f"COMMENT ON VIEW {name} IS {literal(TABLES[name].description)}")
+                    connection.execute("CHECKPOINT")
+                finally:
+                    connection.close()
+            write_atomic(marker, json.dumps(views))
+
+    def _view(self, table: Table) -> str:
+        columns = ", ".join(table.column_names)
+        match table.stored:
+            case "day" if self.days(table.name):
+                pattern = self.root / table.name / "day=*" / "part-0.parquet"
+                return f"SELECT {columns}, day FROM read_parquet({literal(pattern)}, hive_partitioning = true)"
+            case "day":
+                return f"SELECT *, NULL::DATE AS day FROM ({self._empty(table)})"
+            case "version":
+                version = self.customers() if table.name == "customers" else self.orders()
+                path = version and self.path(table.name, version.version)
+            case _:
+                path = self.path(table.name)
+        if not path or not path.is_file():
+            return self._empty(table)
+        return f"SELECT {columns} FROM read_parquet({literal(path)})"
+
+    @staticmethod
+    def _empty(table: Table) -> str:
+        columns = ", ".join(f"NULL::{DUCKDB_TYPES[c.type]} AS {c.name}" for c in table.columns)
+        return f"SELECT {columns} WHERE false"
+
+
+def read_provenance(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
+    """The key-value metadata of one Parquet file."""
+    rows = connection.execute(f"SELECT key, value FROM parquet_kv_metadata({literal(path)})").fetchall()
+    return {bytes(key).decode(): bytes(value).decode() for key, value in rows}
