@@ -87,10 +87,15 @@ def _command(settings: Settings, words: str) -> str:
     return f"retention-ops{where} {words}"
 
 
+def _say(text: str) -> None:
+    """A line that wraps where the terminal wraps, so that paths can be copied; markup in `text` is interpreted."""
+    out.print(text, soft_wrap=True, highlight=False)
+
+
 def _next(*commands: str) -> None:
-    out.print("[bold]Next:[/bold]")
+    _say("[bold]Next:[/bold]")
     for command in commands:
-        out.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
+        _say(f"  {escape(command)}")
 
 
 @contextmanager
@@ -156,7 +161,7 @@ def _nothing() -> Iterator[None]:
 def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
     what = "orders" if report.dataset == "orders" else "customers"
     if not report.changed:
-        out.print(f"Nothing new: these files are already in version {report.version}.")
+        _say(f"Nothing new: these files are already in version {report.version}.")
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_row("records read", f"{report.records_read:,}")
     for reason, count in report.excluded.items():
@@ -171,10 +176,13 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
     table.add_row("version", report.version)
     out.print(table)
     if stale:
-        out.print(f"[yellow]{len(stale)} stored dates are stale[/yellow]: results from {stale[0]} to {stale[-1]} were built from older {what}.")
+        _say(f"[yellow]{len(stale)} stored dates are stale[/yellow]: {stale[0]} to {stale[-1]} were built from older {what}.")
         _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
     elif report.dataset == "orders":
-        _next(_command(settings, f"run --date {report.complete_through}"), _command(settings, f"backfill --from {report.first_date} --to {report.complete_through}"))
+        _next(
+            _command(settings, f"run --date {report.complete_through}"),
+            _command(settings, f"backfill --from {report.first_date} --to {report.complete_through}"),
+        )
     else:
         _next(_command(settings, "status"))
 
@@ -224,6 +232,11 @@ def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> di
     return summary
 
 
+def _rises(alert: dict[str, Any]) -> bool:
+    """The increase alone would have been an alarm, before any safeguard."""
+    return alert["delta_relative_pct"] is not None and round(alert["delta_relative_pct"], 9) >= alert["threshold_warning"]
+
+
 def _lake(settings: Settings) -> Any:
     from retention_ops.warehouse.lake import Lake
 
@@ -243,6 +256,7 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
         "run_id": run_id, "success": True, "from": first, "to": last, "dates": len(alerts),
         "flagged": [a for a in alerts if a["alert_flag"]],
         "gates": {gate: sum(a["gate"] == gate for a in alerts) for gate in sorted({a["gate"] for a in alerts if a["gate"]})},
+        "silenced": sum(bool(a["gate"]) and _rises(a) for a in alerts),
         "alert": alerts[-1],
         "counts": {tier: entry["listed"] for tier, entry in pack.manifest["audiences"].items()},
         "pack": pack.folder, "files": sorted(pack.manifest["files"]),
@@ -252,24 +266,31 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
 
 
 def _show_run(summary: dict[str, Any], settings: Settings) -> None:
-    alert, last = summary["alert"], summary["to"]
+    alert, last, counts = summary["alert"], summary["to"], summary["counts"]
     if summary["dates"] > 1:
-        gated = sum(summary["gates"].values())
-        flagged = summary["flagged"]
-        out.print(f"{summary['dates']:,} dates from {summary['from']} to {last}: {len(flagged)} flagged, {gated} held back by a safeguard"
-                  + (f" ({', '.join(f'{gate} {count}' for gate, count in summary['gates'].items())})." if gated else "."))
-        for row in flagged[-10:]:
-            out.print(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
-    out.print(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
-    counts = summary["counts"]
-    out.print(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)")
+        _say(_range_sentence(summary))
+        for row in summary["flagged"][-10:]:
+            _say(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
+    _say(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
+    _say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)")
     for row in summary["log"]:
-        text = f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}"
-        reason = f" ({row['error_message']})" if row["error_message"] else ", written to the outbox, nothing sent"
-        out.print(escape(text + reason), soft_wrap=True)
-    out.print(f"Pack: {escape(str(summary['pack']))}", soft_wrap=True)
+        reason = row["error_message"] or "written to the outbox, nothing sent"
+        _say(escape(f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}, {reason}"))
+    _say(f"Pack: {escape(str(summary['pack']))}")
     brief = next(name for name in summary["files"] if name.endswith(".md"))
-    _next(f"open {summary['pack']}/briefing.html   (or read {brief})", _command(settings, f"explain --date {last}"), _command(settings, "ui"))
+    _next(
+        f"open {summary['pack']}/briefing.html   (or read {brief} beside it)",
+        _command(settings, f"explain --date {last}"),
+        _command(settings, "ui"),
+    )
+
+
+def _range_sentence(summary: dict[str, Any]) -> str:
+    text = f"{summary['dates']:,} dates from {summary['from']} to {summary['to']}: {len(summary['flagged']):,} flagged"
+    if summary["gates"]:
+        held = ", ".join(f"{count:,} by {gate}" for gate, count in summary["gates"].items())
+        text += f"; held back by a safeguard: {held} ({summary['silenced']:,} of these would have alarmed)"
+    return text + "."
 
 
 def _severity(name: str) -> str:
@@ -294,27 +315,16 @@ def demo(
     """Synthetic shop with a retention incident; runs the whole loop and says where to look."""
     from retention_ops.sources.ingest import ingest as take_in
 
-    base = _settings()
-    settings = _settings_at(base.home / "demo", shop_name="Demo shop")
+    settings = load_settings(home=_settings().home / "demo", shop_name="Demo shop")
     shop = _demo_shop(settings, customers, seed)
     for file, preset in ((shop.orders, "orders"), (shop.customers, "customers")):
         with err.status(f"taking in {file.name}"):
-            report = take_in([file], preset, settings)
-        if preset == "orders":
-            out.print(f"A synthetic shop: {report.rows:,} orders of {report.customers:,} customers, {report.first_date} to {report.last_date} ({file}).",
-                      soft_wrap=True)
-    out.print(f"The story: a promotion from {shop.promotion_from} to {shop.promotion_to} won {shop.cohort_size:,} customers. They did not come back.")
-    first = max(shop.last_date - timedelta(days=days - 1), report_first(settings))
-    _run_range(settings, first, shop.last_date, as_json=False)
-
-
-def report_first(settings: Settings) -> date:
-    """The first order date in the lake."""
-    return _lake(settings).orders().first_date
-
-
-def _settings_at(home: Path, **overrides: Any) -> Settings:
-    return load_settings(home=home, **overrides)
+            take_in([file], preset, settings)
+    orders = _lake(settings).orders()
+    _say(escape(f"A synthetic shop: {orders.orders:,} orders of {orders.customers:,} customers, {orders.first_date} to {orders.last_date} "
+                f"({shop.orders})."))
+    _say(f"The story: a promotion from {shop.promotion_from} to {shop.promotion_to} won {shop.cohort_size:,} customers who did not come back.")
+    _run_range(settings, max(shop.last_date - timedelta(days=days - 1), orders.first_date), shop.last_date, as_json=False)
 
 
 def _demo_shop(settings: Settings, customers: int, seed: int) -> Any:
@@ -353,17 +363,17 @@ def alerts(
     if as_json:
         _print_json(rows)
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for name, side in (("date", "left"), ("severity", "left"), ("AT_RISK %", "right"), ("baseline %", "right"), ("change %", "right"),
-                       ("customers", "right"), ("held back by", "left")):
-        table.add_column(name, justify=side)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    numbers = ("AT_RISK %", "baseline", "change %", "customers")
+    for name in ("date", "severity", *numbers, "held back by"):
+        table.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
     for row in rows:
         number = [f"{row[name]:.2f}" if row[name] is not None else "" for name in ("current_value", "baseline_value", "delta_relative_pct")]
         table.add_row(row["alert_date"], _severity(row["severity"]), *number, f"{row['sample_size']:,}", row["gate"] or "")
     out.print(table)
     missing = (last - first).days + 1 - len(rows)
     if missing:
-        out.print(f"{missing} of {(last - first).days + 1} dates are not built.")
+        _say(f"{missing} of {(last - first).days + 1} dates are not built.")
         _next(_command(settings, f"backfill --from {first} --to {last}"))
 
 
@@ -382,7 +392,7 @@ def explain(
         _print_json({"facts": facts, "sentences": sentences})
         return
     for sentence in sentences:
-        out.print(f"- {escape(sentence)}", soft_wrap=True, highlight=False)
+        _say(f"- {escape(sentence)}")
 
 
 @app.command(epilog="Examples:\n\n  retention-ops status\n\n  retention-ops status --json")
@@ -478,7 +488,7 @@ def ui(
         **os.environ, "DAGSTER_HOME": str(home), "RETENTION_OPS_HOME": str(settings.home.absolute()),
         "RETENTION_OPS_DAGSTER_URL": f"http://{host}:{port}",
     }
-    out.print(f"Dagster on http://{host}:{port} for {settings.home}. Assets: http://{host}:{port}/asset-groups   Stop with Ctrl-C.", soft_wrap=True)
+    _say(f"Dagster on http://{host}:{port} for {escape(str(settings.home))}; its runs page is /runs. Stop with Ctrl-C.")
     command = [sys.executable, "-m", "dagster", "dev", "-m", "retention_ops.definitions", "-h", host, "-p", str(port)]
     os.execve(sys.executable, command, environment)
 

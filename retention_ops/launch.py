@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -82,8 +83,8 @@ def check_dates(settings: Settings, lake: Lake, first: date, last: date) -> None
         raise UsageError(f"{last} is not over yet in {settings.shop_timezone}; the newest full day is {end}")
 
 
-def run_dates(loop: Loop, first: date, last: date) -> RunOutcome:
-    """Runs the daily loop for one date, or for a range in one run. Needs orders."""
+def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | None = None) -> RunOutcome:
+    """Runs the daily loop for one date, or for a range in one run, on this home's Dagster instance or on `stored`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     check_dates(loop.settings, loop.lake, first, last)
     tags = {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
@@ -91,7 +92,7 @@ def run_dates(loop: Loop, first: date, last: date) -> RunOutcome:
     if last > first:
         dates = {}
         tags |= {RANGE_START: first.isoformat(), RANGE_END: last.isoformat()}
-    with instance(loop.settings) as stored:
+    with nullcontext(stored) if stored else instance(loop.settings) as stored:
         close_killed_runs(stored)
         job = build_defs(loop.settings, loop).resolve_job_def(JOB)
         result = job.execute_in_process(
@@ -108,9 +109,10 @@ def _errors(result: dg.ExecuteInProcessResult) -> list[str]:
             error = event.step_failure_data.error
             while error.cause:
                 error = error.cause
-            expected = error.cls_name == "Failure" or error.cls_name in _expected_errors()
-            message = error.message.strip().removeprefix("dagster._core.definitions.events.Failure: ")
-            messages.append(f"{event.step_key}: {message.split(': ', 1)[-1] if expected and ': ' in message else message}")
+            # the class name in front says nothing to a user, unless the error is one nobody expected
+            known = error.cls_name == "Failure" or error.cls_name in _expected_errors()
+            message = error.message.strip()
+            messages.append(f"{event.step_key}: {message.partition(': ')[2] if known else message}")
     return messages
 
 

@@ -140,6 +140,8 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
 def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
     """What the templates see."""
     by_tier = {tier: facts.priority[facts.priority["priority_tier"] == tier] for tier in TIERS}
+    # nobody is told to call a customer who said no
+    contactable = facts.priority[~facts.priority["customer_id"].isin(facts.refused)]
     return BriefFacts(
         alert=facts.alert,
         daily=facts.daily,
@@ -149,11 +151,8 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         orders_at_stake={
             tier: int((rows["avg_order_value"] * 100).round().astype("int64").sum()) / 100 for tier, rows in by_tier.items()
         },
-        top=records(facts.priority.head(TOP_CUSTOMERS)),
-        actions={
-            tier: [(action, int(count)) for action, count in rows["recommended_action"].value_counts(sort=True).items()]
-            for tier, rows in by_tier.items()
-        },
+        top=records(contactable.head(TOP_CUSTOMERS)),
+        actions={tier: _actions(contactable[contactable["priority_tier"] == tier]) for tier in TIERS},
         audiences={
             tier: {"file": audience.file, "rows": audience.rows, "excluded": audience.excluded}
             for tier, audience in audiences.items()
@@ -166,6 +165,12 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         safeguards=safeguards(facts.alert, facts.complete_through, settings),
         rules=settings.rule_parameters(),
     )
+
+
+def _actions(rows: pd.DataFrame) -> list[tuple[str, int]]:
+    """Recommended action -> customers, in the order of the queue's best customer for each."""
+    counts = rows["recommended_action"].value_counts()
+    return [(action, int(counts[action])) for action in rows["recommended_action"].unique()]
 
 
 def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[str, str], clock: Clock = system_clock) -> Pack:

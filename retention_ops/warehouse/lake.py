@@ -156,8 +156,8 @@ class Lake:
         with self.connection() as connection:
             if not paths:
                 return connection.sql(self._empty(TABLES[table])).df()
-            key = ", ".join(TABLES[table].key)
-            return connection.sql(f"SELECT * FROM read_parquet([{', '.join(paths)}]) ORDER BY {key}").df()
+            order = ", ".join(dict.fromkeys([TABLES[table].date_column, *TABLES[table].key]))
+            return connection.sql(f"SELECT * FROM read_parquet([{', '.join(paths)}]) ORDER BY {order}").df()
 
     # -- the views a user opens ------------------------------------------------------------------------------------
 

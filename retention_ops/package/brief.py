@@ -1,0 +1,741 @@
+"""The brief: what a CRM manager reads at 8 am to decide in a minute, as Markdown, Slack message and mail.
+
+This module computes every number that is shown (`_view`) and guards the three formats: escaping, Slack's limits, errors
+that name template and line. The words are in templates/words.j2, the layout in one template per format; both can be
+overridden from `settings.templates_dir` (how: first comment in templates/base.j2). Nothing here reads a clock or a table.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    FileSystemLoader,
+    PrefixLoader,
+    StrictUndefined,
+    TemplateNotFound,
+    TemplateSyntaxError,
+)
+from markupsafe import Markup, escape
+
+from retention_ops.errors import PackError
+from retention_ops.settings import Settings
+
+SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
+CHART_FILE = "at_risk_trend.png"
+TIERS = ("P1", "P2", "P3")
+
+
+@dataclass(frozen=True)
+class BriefFacts:
+    """Everything a brief may show; whatever is not in here is not in the brief.
+
+    Percentages are 0..100, money is in units of `currency`, counts are customers. `alert`, `daily`, `history` and `top` hold
+    rows with the columns of warehouse/catalog.py, None where null.
+    """
+
+    alert: dict[str, Any]
+    """the alert_logic row of the reference date D"""
+    daily: dict[str, Any]
+    """the retention_daily row of D"""
+    history: list[dict[str, Any]]
+    """alert_logic rows of the trend window, oldest first, ending at D; may be short, its values None in warm-up"""
+    counts: dict[str, int]
+    """customers per tier, {'P1': n, 'P2': n, 'P3': n}"""
+    orders_at_stake: dict[str, float]
+    """per tier: sum of avg_order_value of its customers"""
+    top: list[dict[str, Any]]
+    """up to five customer_priority rows, best first across tiers"""
+    actions: dict[str, list[tuple[str, int]]]
+    """per tier: (recommended_action, customers)"""
+    audiences: dict[str, dict[str, Any]]
+    """tier -> {'file': name, 'rows': n, 'excluded': {reason: n}}"""
+    complete_through: date
+    """last date whose orders are all in"""
+    currency: str
+    shop_name: str
+    mode: str
+    """off, shadow, pilot or live"""
+    links: dict[str, str]
+    """any of 'run', 'dashboard', 'ticket', 'pack' -> URL or path"""
+    safeguards: list[tuple[str, bool, str]]
+    """what `safeguards` returned"""
+    rules: dict[str, Any]
+    """settings.rule_parameters()"""
+
+
+# --- the three formats ---------------------------------------------------------------------------------------------------
+
+
+def render_markdown(facts: BriefFacts, settings: Settings) -> str:
+    """The brief as Markdown (CommonMark with tables); shows the chart by its file name beside it. Raises PackError."""
+    text = _render("markdown", facts, settings)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def render_slack(facts: BriefFacts, settings: Settings, *, chart_alt: str | None = None) -> dict[str, Any]:
+    """The brief as content for chat.postMessage: {'text': notification, 'blocks': [...]}, within Slack's limits for any input.
+
+    `chart_alt` describes the chart that goes into the thread; None takes the brief's own words, '' leaves the line out.
+    Never holds a mention: `<!channel>` and the like are added by execute/, where the setting allows. Raises PackError.
+    """
+    parts = _slack_parts(_render("slack", facts, settings, chart_alt=None if chart_alt is None else _clean(chart_alt, 600)))
+    text = " ".join(content for kind, content in parts if kind == "text")
+    return fit_slack(text, [block for kind, content in parts for block in _slack_blocks(kind, content)])
+
+
+def render_html(
+    facts: BriefFacts, settings: Settings, *, chart_png: bytes | None = None, chart_cid: str | None = None
+) -> str:
+    """The brief as a mail: one HTML document with inline styles.
+
+    The chart is embedded as a data URI from `chart_png`; mail clients that block those get it with `chart_cid`, the
+    Content-ID of an attached image. With neither there is no image. Raises PackError.
+    """
+    source = ""
+    if chart_cid:
+        source = "cid:" + quote(chart_cid, safe="@.-_")
+    elif chart_png:
+        source = "data:image/png;base64," + base64.b64encode(chart_png).decode("ascii")
+    return _render("html", facts, settings, chart_source=source).strip() + "\n"
+
+
+# --- safeguards ----------------------------------------------------------------------------------------------------------
+
+
+def safeguards(alert: dict[str, Any], complete_through: date, settings: Settings) -> list[tuple[str, bool, str]]:
+    """(name, passed, sentence) for each gate of alert_logic in its order, then for the mode.
+
+    The list stops at the gate that held the alert back: the rule looks no further, so nothing is claimed about later ones.
+    """
+    gates = _gate_sentences(alert, as_date(complete_through), settings)
+    rows: list[tuple[str, bool, str]] = []
+    for gate, (name, passed, held) in gates.items():
+        if gate == alert["gate"]:
+            rows.append((name, False, held))
+            break
+        rows.append((name, True, passed))
+    else:
+        if alert["gate"]:
+            rows.append((str(alert["gate"]), False, f"The safeguard {alert['gate']} held the alert back."))
+    return [*rows, _mode_sentence(settings.mode)]
+
+
+def _gate_sentences(alert: dict[str, Any], complete: date, settings: Settings) -> dict[str, tuple[str, str, str]]:
+    """gate -> (name, sentence when passed, sentence when it held), in the order the rule asks them."""
+    day, needed = long_day(as_date(alert["alert_date"])), settings.at_risk_limit + 7
+    sample, least = alert["sample_size"] or 0, settings.min_sample
+    behind = "is" if sample == 1 else "are"
+    return {
+        "data_incomplete": (
+            "data complete",
+            f"Orders are all in through {long_day(complete)}.",
+            f"Orders are all in only through {long_day(complete)}, so {day} cannot be judged yet; "
+            "a load that stopped would look like customers leaving.",
+        ),
+        "history_warmup": (
+            "history long enough",
+            f"At least {needed} days of orders lie behind {day}.",
+            f"Fewer than {needed} days of orders lie behind {day}; until then nobody can have moved through every status, "
+            "so the share is not settled.",
+        ),
+        "baseline_warmup": (
+            "baseline above zero",
+            "There is a mean of the 7 days before to compare with.",
+            "In the 7 days before no customer was AT_RISK, so there is nothing to compare with.",
+        ),
+        "min_sample": (
+            "enough customers",
+            f"{_counted(sample, 'customer')} {behind} behind the share; at least {least:,} are needed.",
+            f"Only {_counted(sample, 'customer')} {behind} behind the share; below {least:,} a few people move it too much.",
+        ),
+    }
+
+
+def _mode_sentence(mode: str) -> tuple[str, bool, str]:
+    """passed is True where the mode lets something leave the house."""
+    return {
+        "off": ("mode", False, "Off: the response is switched off; nothing is sent."),
+        "shadow": ("mode", False, "Shadow: everything is rehearsed and recorded, nothing is sent."),
+        "pilot": ("mode", True, "Pilot: WARNING days only, to the test channel and the test project."),
+        "live": ("mode", True, "Live: the response goes to the channels and lists that are set up."),
+    }[mode]
+
+
+# --- the numbers a template may show -------------------------------------------------------------------------------------
+
+_MARKERS = {"CRITICAL": "🔴", "WARNING": "🟠", "INFO": "🟢", "HELD": "⚪"}
+_TIER_NAMES = {"P1": "prevention", "P2": "intervention", "P3": "win-back"}
+_ACTION_RULES = ("action_p1_vip", "action_p1_personal", "action_p1_reminder", "action_p2", "action_p3")
+_LINK_NAMES = {"pack": "Action Pack", "dashboard": "Dashboard", "run": "Dagster run", "ticket": "Ticket"}
+_SPARK = "▁▂▃▄▅▆▇█"
+_SPARK_DAYS = 21
+_URL_LENGTH = 1_000
+
+
+def _view(facts: BriefFacts) -> dict[str, Any]:
+    """The `brief` that templates see: plain values, text from data cleaned to one line. templates/base.j2 lists them."""
+    alert = facts.alert
+    day = as_date(alert["alert_date"])
+    gate = _clean(alert["gate"], 60) if alert["gate"] else None
+    severity = alert["severity"] if alert["severity"] in _MARKERS else "INFO"
+    state = "HELD" if gate else severity
+    tiers = _tiers(facts, state)
+    return {
+        "state": state,
+        "marker": _MARKERS[state],
+        "severity": severity,
+        "flagged": bool(alert["alert_flag"]),
+        "gate": gate,
+        "date": day,
+        "complete_through": as_date(facts.complete_through),
+        "shop": _clean(facts.shop_name, 60),
+        "currency": _clean(facts.currency, 3),
+        "mode": _clean(facts.mode, 20),
+        **_level(alert, facts.daily),
+        **_trend(alert, facts.history),
+        "windows": _windows(facts.rules),
+        "crossed_from": day - timedelta(days=facts.rules["active_days"] + 7),
+        "crossed_to": day - timedelta(days=facts.rules["active_days"] + 1),
+        "tiers": tiers,
+        "steps": [{"tier": tier["tier"], **action} for tier in tiers if tier["due"] for action in tier["actions"]],
+        "queue": sum(facts.counts.get(tier, 0) for tier in TIERS),
+        "top": [_customer(row) for row in facts.top[:5]],
+        "links": _links(facts.links),
+        "safeguards": [
+            {"name": _clean(name, 60), "passed": bool(passed), "sentence": _clean(sentence, 400)}
+            for name, passed, sentence in facts.safeguards
+        ],
+        "chart_file": CHART_FILE,
+    }
+
+
+def _level(alert: dict[str, Any], daily: dict[str, Any]) -> dict[str, Any]:
+    """Where AT_RISK stands: against its baseline, in people, and against the two lines (all % of customers)."""
+    current, baseline, relative = (_number(alert[key]) for key in ("current_value", "baseline_value", "delta_relative_pct"))
+    thresholds = (alert["threshold_warning"], alert["threshold_critical"])
+    customers, at_risk = alert["sample_size"] or 0, daily["at_risk"] or 0
+    expected = None if baseline is None else round(customers * baseline / 100)
+    digits = 1 if relative is None else side_digits(relative, thresholds)
+    return {
+        "current": current,
+        "baseline": baseline,
+        "relative": relative,
+        "digits": digits,
+        "is_level": relative is not None and round(relative, digits) == 0,
+        "points": _number(alert["delta_pct"]),
+        "warning_pct": thresholds[0],
+        "critical_pct": thresholds[1],
+        "warning_line": None if not baseline else baseline * (1 + thresholds[0] / 100),
+        "critical_line": None if not baseline else baseline * (1 + thresholds[1] / 100),
+        "would_be": _would_be(relative, thresholds),
+        "customers": customers,
+        "at_risk": at_risk,
+        "expected": expected,
+        "extra": None if expected is None else at_risk - expected,
+        "mix": [(name, daily[column], _number(daily[f"{column}_pct"])) for name, column in
+                (("ACTIVE", "active"), ("AT_RISK", "at_risk"), ("INACTIVE", "inactive"))],
+    }
+
+
+def side_digits(relative: float, thresholds: tuple[float, float]) -> int:
+    """Decimals that keep `relative` on its own side of both thresholds: 14.96 must not read "15.0 %, no alert"."""
+    exact = round(relative, 9)
+    for digits in range(1, 9):
+        if all((round(exact, digits) >= limit) == (exact >= limit) for limit in thresholds):
+            return digits
+    return 9
+
+
+def _would_be(relative: float | None, thresholds: tuple[float, float]) -> str:
+    """The severity of this rise with no safeguard in the way; compared like the rule does, on 9 decimals."""
+    rise = -1.0 if relative is None else round(relative, 9)
+    return "CRITICAL" if rise >= thresholds[1] else "WARNING" if rise >= thresholds[0] else "INFO"
+
+
+def _trend(alert: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the days before say: the run of flagged days, how many sit in the baseline, and the shape of the line."""
+    day = as_date(alert["alert_date"])
+    by_day = {as_date(row["alert_date"]): row for row in history}
+    flagged = {past for past, row in by_day.items() if row["alert_flag"]} | ({day} if alert["alert_flag"] else set())
+    streak = 0
+    while day - timedelta(days=streak) in flagged:
+        streak += 1
+    values = [_number(row["current_value"]) for row in history]
+    known = [value for value in values if value is not None]
+    return {
+        "streak": streak,
+        "streak_since": day - timedelta(days=max(streak - 1, 0)),
+        "raised_baseline_days": sum(day - timedelta(days=back) in flagged for back in range(1, 8)),
+        "history_days": len(history),
+        "history_from": as_date(history[0]["alert_date"]) if history else day,
+        "history_first": known[0] if known else None,
+        "is_highest": len(known) >= 14 and known[-1] == values[-1] and known[-1] > max(known[:-1]),
+        "spark_days": min(len(history), _SPARK_DAYS),
+        "spark": _sparkline(history[-_SPARK_DAYS:]),
+    }
+
+
+def _sparkline(rows: list[dict[str, Any]]) -> str:
+    """AT_RISK % as a row of bars, a dot where there is no value. The scale always spans from the lowest value to at least the
+    last critical line, so that the noise of a quiet month does not look like a mountain."""
+    values = [_number(row["current_value"]) for row in rows]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    baseline = _number(rows[-1]["baseline_value"]) or 0.0
+    low, high = min(known), max(*known, baseline * (1 + rows[-1]["threshold_critical"] / 100), min(known) + 1e-9)
+    step = (high - low) / (len(_SPARK) - 1)
+    return "".join("·" if value is None else _SPARK[int((value - low) / step + 0.5)] for value in values)
+
+
+def _windows(rules: dict[str, Any]) -> dict[str, int]:
+    """Days since the last order that bound each status; P3 ends at twice at_risk_days."""
+    active, at_risk = rules["active_days"], rules["at_risk_days"]
+    return {"active_to": active, "at_risk_from": active + 1, "at_risk_to": at_risk, "inactive_from": at_risk + 1,
+            "p3_to": 2 * at_risk}
+
+
+def _tiers(facts: BriefFacts, state: str) -> list[dict[str, Any]]:
+    """P1, P2, P3 with people, money, list and steps. `due` on the days the response hands the tier's list over: WARNING P1
+    and P2, CRITICAL P3 as well."""
+    due = {"CRITICAL": TIERS, "WARNING": ("P1", "P2")}.get(state, ())
+    return [
+        {
+            "tier": tier,
+            "name": _TIER_NAMES[tier],
+            "customers": facts.counts.get(tier, 0),
+            "at_stake": facts.orders_at_stake.get(tier, 0.0),
+            "due": tier in due,
+            "median_revenue": tier == "P1" and bool(facts.rules.get("p1_needs_median_revenue")),
+            "actions": _actions(facts, tier),
+            "audience": _audience(facts.audiences.get(tier)),
+        }
+        for tier in TIERS
+    ]
+
+
+def _actions(facts: BriefFacts, tier: str) -> list[dict[str, Any]]:
+    """The tier's actions in the order of the rules (VIP before reminder), unknown ones last, the larger group first."""
+    rank = {facts.rules.get(rule): place for place, rule in enumerate(_ACTION_RULES)}
+    rows = sorted(facts.actions.get(tier, []), key=lambda row: (rank.get(row[0], len(rank)), -row[1], row[0]))
+    return [{"action": _clean(action, 200), "customers": count} for action, count in rows if count]
+
+
+def _audience(audience: dict[str, Any] | None) -> dict[str, Any] | None:
+    if audience is None:
+        return None
+    left_out = sorted((reason, count) for reason, count in audience["excluded"].items() if count)
+    return {"file": _clean(audience["file"], 120), "rows": audience["rows"],
+            "excluded": [{"reason": _clean(reason, 80), "customers": count} for reason, count in left_out]}
+
+
+def _customer(row: dict[str, Any]) -> dict[str, Any]:
+    """A customer as shown: an opaque id, the rule's own words and numbers."""
+    return {
+        "id": _clean(row["customer_id"], 64) or "–",
+        "tier": _clean(row["priority_tier"], 8),
+        "reason": _clean(row["priority_reason"], 300),
+        "action": _clean(row["recommended_action"], 200),
+        "revenue": row["total_revenue"],
+        "average": row["avg_order_value"],
+        "score": row["priority_score"],
+        "days": row["days_since_last_order"],
+    }
+
+
+def _links(links: dict[str, str]) -> list[dict[str, str]]:
+    known = [(name, links[name]) for name in _LINK_NAMES if links.get(name)]
+    other = [(name, target) for name, target in sorted(links.items()) if target and name not in _LINK_NAMES]
+    return [{"label": _LINK_NAMES.get(name) or _clean(name, 40), "target": _clean(target, _URL_LENGTH)}
+            for name, target in known + other]
+
+
+# --- values as text ------------------------------------------------------------------------------------------------------
+
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("January", "February", "March", "April", "May", "June",
+           "July", "August", "September", "October", "November", "December")
+
+
+def as_date(value: date | datetime | str) -> date:
+    """A row's date, however the table layer hands it over."""
+    if isinstance(value, str):
+        return date.fromisoformat(value[:10])
+    return value.date() if isinstance(value, datetime) else value
+
+
+def long_day(day: date) -> str:
+    """Tue 30 June 2026, in English whatever the machine's locale."""
+    return f"{_WEEKDAYS[day.weekday()]} {day.day} {_MONTHS[day.month - 1]} {day.year}"
+
+
+def _number(value: Any) -> float | None:
+    """A float, or None for null (a NaN from pandas is null too)."""
+    return None if value is None or value != value else float(value)
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{round(float(value), digits) + 0.0:,.{digits}f}"  # + 0.0: never "-0.0"
+
+
+def _points(value: float | None) -> str:
+    """A difference of two percentages."""
+    return "not known" if value is None else f"{'+' if round(value, 1) > 0 else ''}{_fixed(value, 1)} points"
+
+
+def _counted(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count:,} {noun if abs(count) == 1 else plural or noun + 's'}"
+
+
+def _ordinal(count: int) -> str:
+    ending = "th" if count % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"{count:,}{ending}"
+
+
+_CONTROL = {"Cc", "Zl", "Zp", "Zs"}
+_DROPPED = re.compile("[\u200b\u200e\u200f\u061c\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0000-\U000e007f]")
+
+
+def _clean(value: Any, limit: int) -> str:
+    """Text from data as one line of at most `limit` code points: no line breaks, control or direction characters, no half of a
+    surrogate pair; so that a value can neither break a table nor turn the text around it."""
+    text = _one_line(value).strip()
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _one_line(value: Any) -> str:
+    text = str(value)
+    if not (text.isascii() and text.isprintable()):
+        text = _DROPPED.sub("", text)
+        kinds = ((char, unicodedata.category(char)) for char in text)
+        text = "".join(" " if kind in _CONTROL else "\ufffd" if kind == "Cs" else char for char, kind in kinds)
+    return re.sub(r"\s+", " ", text)
+
+
+def _web_url(target: str) -> str | None:
+    """The target as a URL that can be linked, or None for anything but http(s)."""
+    if not re.match(r"https?://[^\s/]", target, re.IGNORECASE) or target.endswith("…"):
+        return None
+    return quote(target, safe=":/?#@!$&'()*+,;=%~-._")
+
+
+# --- escaping per format -------------------------------------------------------------------------------------------------
+
+_MARKDOWN_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
+# an underscore between two letters or digits does nothing in Markdown: ids like C_104 stay readable in the source
+_MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]~$@]|(?<![^\W_])_|_(?![^\W_])|://|(?i:(?<=www)\.)|!(?=\[)")
+_MARKDOWN_START = re.compile(r"^\s*(?:(?=[-+#=])|\d+(?=[.)](?:\s|$)))")
+
+
+def escape_markdown(value: Any) -> Markup:
+    """Data as literal text in Markdown, also in a table cell: no markup, HTML, link, image, bare URL or column break."""
+    text = _MARKDOWN_SPECIAL.sub(r"\\\g<0>", _one_line(value)).translate(_MARKDOWN_ENTITIES)
+    return Markup(_MARKDOWN_START.sub(r"\g<0>\\", text, count=1))
+
+
+def escape_slack(value: Any) -> Markup:
+    """Data as literal text in Slack's mrkdwn: exactly & < > as entities, which kills mentions and links; * _ ~ ` and :emoji:
+    followed by a zero-width space, which stops formatting."""
+    text = _slack_entities(_one_line(value))
+    text = re.sub(r"([*_~`])", "\\1\u200b", text)
+    text = re.sub(r":(?=[\w+'-]+:)", ":\u200b", text)
+    return Markup("\u200b" + text if text.startswith("::") else text)  # a line that starts with :: opens a block
+
+
+def _slack_entities(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _slack_code(value: Any) -> Markup:
+    """An id in code style. Slack formats nothing in there, so it stays as it is for copying; only a backtick could end it."""
+    return Markup(f"`{_slack_entities(_clean(value, 200)).replace('`', 'ˋ') or '–'}`")
+
+
+def _markdown_code(value: Any) -> Markup:
+    return escape_markdown(value)
+
+
+def _html_code(value: Any) -> Markup:
+    return Markup("<code style=\"font-family:Consolas,Menlo,monospace\">{}</code>").format(value)
+
+
+def _markdown_link(target: str, label: Any) -> Markup:
+    url = _web_url(target)
+    if url is None:
+        return escape_markdown(f"{label}: {target}")
+    return Markup(f"[{escape_markdown(label)}](<{url.replace('&', '&amp;')}>)")
+
+
+def _slack_link(target: str, label: Any) -> Markup:
+    url = _web_url(target)
+    if url is None:
+        return Markup(f"{escape_slack(label)}: {_slack_code(target)}")
+    return Markup(f"<{_slack_entities(url)}|{escape_slack(str(label).replace('|', '/'))}>")
+
+
+def _html_link(target: str, label: Any) -> Markup:
+    url = _web_url(target)
+    if url is None:
+        return Markup("{}: {}").format(label, target)
+    return Markup('<a href="{}" class="link" style="color:#0b5cad">{}</a>').format(url, label)
+
+
+def _markdown_file(name: str) -> Markup:
+    """A file beside the brief, in the pack's folder."""
+    return Markup(f"[{escape_markdown(name)}](<{quote(name, safe='-_.~')}>)")
+
+
+# --- templates -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How one format turns values into text. `space` stands between a number and its unit."""
+
+    template: str
+    code: Callable[[Any], Markup]
+    link: Callable[[str, Any], Markup]
+    file: Callable[[str], Markup]
+    escape: Callable[[Any], Markup]
+    space: str = " "
+
+
+_FORMATS = {
+    "markdown": _Format("briefing.md.j2", _markdown_code, _markdown_link, _markdown_file, escape_markdown),
+    "slack": _Format("briefing.slack.j2", _slack_code, _slack_link, _slack_code, escape_slack),
+    "html": _Format("briefing.html.j2", _html_code, _html_link, _html_code, escape, "\u00a0"),
+}
+
+
+def template_fingerprint(settings: Settings) -> str:
+    """sha256 (hex) over name and content of every template in use: the shipped ones and those in settings.templates_dir.
+
+    Line endings do not count, so that a checkout on another system has the same print. Raises PackError.
+    """
+    digest = hashlib.sha256()
+    for name, path in _template_files(settings.templates_dir):
+        try:
+            source = path.read_bytes().replace(b"\r\n", b"\n")
+        except OSError as error:
+            raise PackError(f"template {name} cannot be read: {error.strerror}") from error
+        digest.update(f"{name}\0{len(source)}\0".encode() + source)
+    return digest.hexdigest()
+
+
+def _template_files(templates_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    """(name, path) of the shipped templates as 'shipped/NAME', then of the company's own."""
+    for path in sorted(SHIPPED_TEMPLATES.glob("*.j2")):
+        yield f"shipped/{path.name}", path
+    if templates_dir is not None:
+        if not templates_dir.is_dir():
+            raise PackError(f"RETENTION_OPS_TEMPLATES_DIR names {templates_dir}, which is not a folder")
+        for path in sorted(templates_dir.rglob("*.j2")):
+            yield path.relative_to(templates_dir).as_posix(), path
+
+
+@lru_cache(maxsize=8)
+def _environment(kind: str, templates_dir: Path | None, fingerprint: str) -> Environment:
+    """One environment per format and state of the templates; the fingerprint is in the key so that a template added or changed
+    while the process lives is the one that renders, just as it is the one that is hashed."""
+    form = _FORMATS[kind]
+    shipped = FileSystemLoader(SHIPPED_TEMPLATES)
+    own = [FileSystemLoader(templates_dir)] if templates_dir else []
+
+    def literal(value: Any) -> Markup:
+        # with autoescape on, blocks and macros come back as Markup and are not escaped twice; everything else is data
+        return value if isinstance(value, Markup) else form.escape(value)
+
+    environment = Environment(
+        loader=ChoiceLoader([*own, shipped, PrefixLoader({"shipped": shipped})]),
+        undefined=StrictUndefined, autoescape=True, finalize=literal, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, auto_reload=False,
+    )
+    environment.filters.update(_filters(form))
+    return environment
+
+
+def _filters(form: _Format) -> dict[str, Callable[..., Any]]:
+    """Filters of all templates; base.j2 documents them."""
+    space = form.space
+    return {
+        "number": lambda value: Markup(f"{value:,}"),
+        "percent": lambda value, digits=1: Markup("not known" if value is None else f"{_fixed(value, digits)}{space}%"),
+        "points": lambda value: Markup(_points(value)),
+        "limit": lambda value: Markup(f"{value:g}{space}%"),
+        "money": lambda value, currency, digits=2: form.escape(currency) + Markup(f"{space}{_fixed(value, digits)}"),
+        "amount": lambda value, digits=2: Markup(_fixed(value, digits)),
+        "day": lambda value: Markup(long_day(value)),
+        "counted": _counted,
+        "ordinal": _ordinal,
+        "code": form.code,
+        "link": form.link,
+        "file": form.file,
+    }
+
+
+def _render(kind: str, facts: BriefFacts, settings: Settings, **extra: Any) -> str:
+    """One format's template over the facts. Raises PackError for whatever goes wrong inside a template."""
+    environment = _environment(kind, settings.templates_dir, template_fingerprint(settings))
+    view = _view(facts)
+    name = _FORMATS[kind].template
+    try:
+        return environment.get_template(name).render({"brief": view, "chart_alt": None, "chart_source": "", **extra})
+    except Exception as error:
+        raise PackError(_template_message(error, name, settings.templates_dir)) from error
+
+
+def _template_message(error: Exception, rendered: str, templates_dir: Path | None) -> str:
+    """'template NAME, line N: what; what to do'. Jinja rewrites tracebacks so that their frames carry template lines."""
+    name, line = rendered, 0
+    if isinstance(error, TemplateSyntaxError):
+        name, line = error.name or rendered, error.lineno
+    else:
+        paths = {str(path): name for name, path in _template_files(templates_dir)}
+        for frame in traceback.extract_tb(error.__traceback__):
+            if frame.filename in paths:
+                name, line = paths[frame.filename], frame.lineno or 0
+    what = str(error) or type(error).__name__
+    if isinstance(error, RecursionError):
+        what = f"it extends or includes itself; extend the shipped one as 'shipped/{rendered}'"
+    elif isinstance(error, TemplateNotFound):
+        what = f"there is no template {error.name!r}"
+    where = f"template {name}, line {line}" if line else f"template {name}"
+    return f"{where}: {what}. Correct it, or remove it from RETENTION_OPS_TEMPLATES_DIR to use the shipped one."
+
+
+# --- Slack's limits ------------------------------------------------------------------------------------------------------
+
+SLACK_BLOCKS = 50
+SLACK_HEADER = 150
+SLACK_SECTION = 3_000
+SLACK_FIELDS, SLACK_FIELD = 10, 2_000
+SLACK_CONTEXT, SLACK_CONTEXT_TEXT = 10, 2_000
+SLACK_PAYLOAD = 12_000
+"""Characters of all blocks as ASCII JSON; undocumented, Slack answered msg_blocks_too_long at about 13,200."""
+SLACK_TEXT = 4_000
+_SHORTENED = "Shortened to fit into Slack; the full brief is in the Action Pack."
+_KINDS = ("text", "header", "context", "section", "fields", "divider")
+
+
+def _slack_parts(rendered: str) -> list[tuple[str, str]]:
+    """The template's output as (kind, content): a line '::kind' opens a part. Raises PackError for anything else."""
+    parts: list[tuple[str, list[str]]] = []
+    for line in rendered.split("\n"):
+        if line.startswith("::"):
+            kind = line[2:].strip()
+            if kind not in _KINDS:
+                allowed = ", ".join(_KINDS)
+                raise PackError(f"template briefing.slack.j2: '::{kind[:40]}' is no part of a Slack message; there are {allowed}")
+            parts.append((kind, []))
+        elif parts:
+            parts[-1][1].append(line)
+        elif line.strip():
+            raise PackError(f"template briefing.slack.j2: text before the first '::' line: {line.strip()[:60]!r}")
+    return [(kind, "\n".join(lines).strip()) for kind, lines in parts]
+
+
+def _slack_blocks(kind: str, content: str) -> list[dict[str, Any]]:
+    """A part as blocks; an empty part gives none. In fields and context a blank line separates the elements."""
+    if kind == "divider":
+        return [{"type": "divider"}]
+    if kind == "text" or not content:
+        return []
+    if kind == "header":
+        return [{"type": "header", "text": {"type": "plain_text", "text": " ".join(content.split()), "emoji": False}}]
+    if kind == "section":
+        return [{"type": "section", "text": _mrkdwn(content)}]
+    pieces = [_mrkdwn(piece.strip()) for piece in re.split(r"\n\s*\n", content)]
+    return [{"type": "section", "fields": pieces}] if kind == "fields" else [{"type": "context", "elements": pieces}]
+
+
+def _mrkdwn(text: str) -> dict[str, Any]:
+    """`verbatim`: Slack must not make links of URLs, channel or user names that stand in data."""
+    return {"type": "mrkdwn", "text": text, "verbatim": True}
+
+
+def fit_slack(text: str, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """{'text', 'blocks'} within Slack's limits, whatever came in; checked once more with slack_sdk's own models.
+
+    Each text is cut to its own limit first. If the whole is still too long, the longest texts are cut, then blocks dropped
+    from the end, and a last line says so. Raises PackError where the models refuse a block.
+    """
+    fitted = [_clip_block(block) for block in blocks]
+    if len(fitted) > SLACK_BLOCKS or _size(fitted) >= SLACK_PAYLOAD:
+        fitted = _shrink([*fitted[: SLACK_BLOCKS - 1], {"type": "context", "elements": [_mrkdwn(_SHORTENED)]}])
+    _check_blocks(fitted)
+    return {"text": _clip(text, SLACK_TEXT), "blocks": fitted}
+
+
+def _clip_block(block: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the block in which every text and list keeps its limit."""
+    if block["type"] == "header":
+        return {**block, "text": _clip_object(block["text"], SLACK_HEADER)}
+    if block["type"] == "context":
+        return {**block, "elements": [_clip_object(item, SLACK_CONTEXT_TEXT) for item in block["elements"][:SLACK_CONTEXT]]}
+    if "fields" in block:
+        return {**block, "fields": [_clip_object(item, SLACK_FIELD) for item in block["fields"][:SLACK_FIELDS]]}
+    return {**block, "text": _clip_object(block["text"], SLACK_SECTION)} if "text" in block else dict(block)
+
+
+def _clip_object(item: dict[str, Any], limit: int) -> dict[str, Any]:
+    return {**item, "text": _clip(item["text"], limit)}
+
+
+def _clip(text: str, limit: int) -> str:
+    """At most `limit` code points, ending in '…' where cut; never in the middle of an entity or of a <url|label>."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be sent
+    if len(text) <= limit:
+        return text
+    cut = re.sub(r"&[a-z]*$", "", text[: limit - 1])
+    if cut.rfind("<") > cut.rfind(">"):
+        cut = cut[: cut.rfind("<")]
+    return cut.rstrip() + "…"
+
+
+def _size(blocks: list[dict[str, Any]]) -> int:
+    return len(json.dumps(blocks))
+
+
+def _shrink(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cut the longest text again and again, then drop the block before the closing note, until the whole fits."""
+    while _size(blocks) >= SLACK_PAYLOAD and len(blocks) > 1:
+        item = max(_texts(blocks), key=lambda text: len(json.dumps(text["text"])), default=None)
+        if item and len(item["text"]) > 200:
+            item["text"] = _clip(item["text"], max(200, len(item["text"]) * 2 // 3))
+        else:
+            del blocks[-2]
+    return blocks
+
+
+def _texts(blocks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for block in blocks:
+        yield from [block["text"]] if "text" in block else block.get("fields") or block.get("elements") or []
+
+
+def _check_blocks(blocks: list[dict[str, Any]]) -> None:
+    from slack_sdk.errors import SlackObjectFormationError
+    from slack_sdk.models.blocks import Block
+
+    for place, block in enumerate(blocks, 1):
+        try:
+            parsed = Block.parse(block)
+            if parsed is None:
+                raise SlackObjectFormationError(f"unknown type {block['type']!r}")
+            parsed.to_dict()
+        except SlackObjectFormationError as error:
+            raise PackError(f"block {place} of the Slack message is not valid: {error}") from error

@@ -1,0 +1,255 @@
+"""The trend chart: AT_RISK % against its baseline and the two lines, as a PNG that explains itself.
+
+Drawn with matplotlib's object API on its own Agg canvas: no pyplot, no global state, so threads do not meet. A backfill draws
+hundreds, hence a fixed layout, few artists and one draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import date, timedelta
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+
+from retention_ops.package.brief import as_date, side_digits
+
+WIDTH, HEIGHT = 1280, 720
+"""Pixels; shown at half that size, so that it is sharp on a 2x screen."""
+_DPI = 200
+
+# Okabe-Ito colours: told apart with every common colour vision; marks differ in shape as well
+_LINE, _MEAN, _WARNING, _CRITICAL = "#0072B2", "#6B7480", "#B87800", "#C44E00"
+_WARNING_BAND, _CRITICAL_BAND, _GATED_BAND = "#FBF0DA", "#F8DFD0", "#EEF0F2"
+_GATED = "#9AA3AD"
+_INK, _SOFT, _GRID = "#1B2430", "#5B6470", "#E6EAEE"
+_FONT = "DejaVu Sans"  # ships with matplotlib: the picture is the same on every machine
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def trend_chart(
+    history: list[dict[str, Any]], *, warning_pct: float, critical_pct: float, shop_name: str, currency: str | None = None
+) -> bytes:
+    """PNG (WIDTH x HEIGHT) of alert_logic rows, oldest first.
+
+    `warning_pct` and `critical_pct` are % above the baseline and place the two lines, baseline * (1 + pct/100), day by day.
+    Missing values and missing days are gaps. `currency` is accepted for the caller's sake; the chart shows no money.
+    """
+    series = _Series(history, warning_pct, critical_pct)
+    figure = Figure(figsize=(WIDTH / _DPI, HEIGHT / _DPI), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.086, 0.17, 0.672, 0.625))
+    _text(figure, 0.02, 0.922, series.sentence((warning_pct, critical_pct)), size=11, weight="bold", color=_INK)
+    _text(figure, 0.02, 0.855, _subtitle(shop_name), size=8.4, color=_SOFT)
+    if series.known:
+        _frame(axes, figure, series)
+        _draw(axes, series)
+        _name_lines(axes, series)
+    else:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "Nothing to draw yet", ha="center", va="center", size=8, color=_SOFT, family=_FONT)
+    target = BytesIO()
+    canvas.print_png(target, pil_kwargs={"compress_level": 4})
+    return target.getvalue()
+
+
+class _Series:
+    """The rows as arrays over consecutive days; NaN where there is no row or no value."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], warning_pct: float, critical_pct: float) -> None:
+        rows = sorted(rows, key=lambda row: as_date(row["alert_date"]))
+        self.first = as_date(rows[0]["alert_date"]) if rows else date(2000, 1, 1)
+        self.days = (as_date(rows[-1]["alert_date"]) - self.first).days + 1 if rows else 0
+        self.current, self.mean = (np.full(self.days, np.nan) for _ in range(2))
+        self.severity, self.gated = ["INFO"] * self.days, np.zeros(self.days, dtype=bool)
+        for row in rows:
+            place = (as_date(row["alert_date"]) - self.first).days
+            self.current[place] = _value(row["current_value"])
+            self.mean[place] = _value(row["baseline_value"])
+            self.severity[place] = row["severity"] if row["alert_flag"] else "INFO"
+            self.gated[place] = bool(row["gate"])
+        drawn = np.where(self.mean > 0, self.mean, np.nan)  # a baseline of 0 has no lines
+        self.warning, self.critical = drawn * (1 + warning_pct / 100), drawn * (1 + critical_pct / 100)
+        self.last = rows[-1] if rows else None
+        self.known = bool(np.isfinite(self.current).any())
+
+    def places(self, severity: str) -> list[int]:
+        return [place for place, value in enumerate(self.severity) if value == severity]
+
+    def sentence(self, thresholds: tuple[float, float]) -> str:
+        """The title: what the last day says, in one line."""
+        current = _value(self.last["current_value"]) if self.last else math.nan
+        if not self.last or math.isnan(current):
+            return "AT_RISK has no value yet"
+        if self.last["gate"]:
+            return f"Not judged: AT_RISK is {current:.1f} %, held back by a safeguard"
+        verdict = self.last["severity"] if self.last["alert_flag"] else "No alert"
+        return f"{verdict}: AT_RISK is {current:.1f} %{_against(_value(self.last['delta_relative_pct']), thresholds)}"
+
+
+def _against(relative: float, thresholds: tuple[float, float]) -> str:
+    if math.isnan(relative):
+        return ""
+    digits = side_digits(relative, thresholds)
+    if round(relative, digits) == 0:
+        return ", level with its 7-day mean"
+    return f", {abs(relative):,.{digits}f} % {'above' if relative > 0 else 'below'} its 7-day mean"
+
+
+def _frame(axes: Axes, figure: Figure, series: _Series) -> None:
+    """Axis range, grid and labels. The range always holds the lines of the last day, so that noise looks as small as it is
+    against them; where it does not start at 0 it says so."""
+    values = np.concatenate([series.current, series.mean, series.warning, series.critical])
+    values = values[np.isfinite(values)]
+    low, high, step = axis_range(float(values.min()), float(values.max()))
+    ticks = np.arange(low, high + step / 2, step)
+    axes.set_xlim(-0.6, max(series.days - 0.4, 6))
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks, [f"{tick:g} %" for tick in ticks], size=8.5, color=_SOFT, family=_FONT)
+    places = _tick_places(series.first, series.days)
+    labels = [_short_day(series.first + timedelta(days=place)) for place in places]
+    axes.set_xticks(places, labels, size=8.5, color=_SOFT, family=_FONT)
+    axes.grid(axis="y", color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=4)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID if low else _SOFT)
+    axes.spines["bottom"].set_linewidth(0.6)
+    _text(figure, 0.02, 0.03, _footnote(low, series), size=7.6, color=_SOFT)
+
+
+def _footnote(low: float, series: _Series) -> str:
+    """What a reader could otherwise take wrongly: where the axis starts and what the marks are."""
+    notes = [f"Axis starts at {low:g} %, not at 0."] if low else []
+    notes += ["Triangle: WARNING day."] if series.places("WARNING") else []
+    notes += ["Square: CRITICAL day."] if series.places("CRITICAL") else []
+    notes += ["Grey: held back by a safeguard."] if series.gated.any() else []
+    return "  ".join(notes)
+
+
+def axis_range(low: float, high: float) -> tuple[float, float, float]:
+    """(bottom, top, step) of the y axis in %. From 0 where that costs less than half the height, else just below the data."""
+    bottom = 0.0 if low < 0.5 * high or high <= 0 else low - 0.25 * (high - low) - 0.02 * high
+    span = max(high - bottom, 0.5)
+    step = next((size for size in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 25, 50, 100, 250) if span / size <= 6), span / 4)
+    bottom = max(0.0, math.floor(bottom / step + 1e-9) * step)
+    top = math.ceil((high + 0.04 * span) / step - 1e-9) * step
+    return bottom, max(top, bottom + 2 * step), step
+
+
+def _draw(axes: Axes, series: _Series) -> None:
+    """Bands, lines and marks, back to front."""
+    x = np.arange(series.days)
+    top = axes.get_ylim()[1]
+    axes.fill_between(x, series.warning, series.critical, color=_WARNING_BAND, linewidth=0, zorder=1)
+    axes.fill_between(x, series.critical, top, color=_CRITICAL_BAND, linewidth=0, zorder=1)
+    for start, end in _runs(series.gated):
+        axes.axvspan(start - 0.5, end + 0.5, color=_GATED_BAND, linewidth=0, zorder=1.5)
+    axes.plot(x, series.warning, color=_WARNING, linewidth=0.9, zorder=2)
+    axes.plot(x, series.critical, color=_CRITICAL, linewidth=0.9, zorder=2)
+    axes.plot(x, series.mean, color=_MEAN, linewidth=1.1, dashes=(3, 1.6), zorder=3)
+    # a gated day still has a value, in grey: the number is real, the judgement is missing
+    judged = np.where(series.gated, np.nan, series.current)
+    for values, colour, width in ((series.current, _GATED, 1.6), (judged, _LINE, 2.1)):
+        axes.plot(x, values, color=colour, linewidth=width, zorder=5, solid_capstyle="round", marker="o", markersize=2.6,
+                  markevery=_lonely(values))
+    for severity, mark, colour, size in (("WARNING", "^", _WARNING, 6.4), ("CRITICAL", "s", _CRITICAL, 5.6)):
+        places = series.places(severity)
+        axes.plot(places, series.current[places], mark, color=colour, markersize=size, markeredgecolor="white",
+                  markeredgewidth=0.6, linestyle="none", zorder=6)
+
+
+def _lonely(values: np.ndarray) -> list[int]:
+    """Places whose neighbours are both missing: a line would not show them."""
+    known = np.isfinite(values)
+    around = np.concatenate([[False], known, [False]])
+    return [int(place) for place in np.flatnonzero(known & ~around[:-2] & ~around[2:])]
+
+
+def _name_lines(axes: Axes, series: _Series) -> None:
+    """Each line's name and last value at its right end instead of a legend, moved apart where they would touch."""
+    low, high = axes.get_ylim()
+    labels = [(value, f"{name} {value:.1f} %", colour, weight) for values, name, colour, weight in (
+        (series.current, "AT_RISK", _LINE, "bold"), (series.critical, "CRITICAL", _CRITICAL, "normal"),
+        (series.warning, "WARNING", _WARNING, "normal"), (series.mean, "7-day mean", _MEAN, "normal"),
+    ) if np.isfinite(value := values[-1])]
+    heights = spread([(value - low) / (high - low) for value, *_ in labels], gap=0.082)
+    style = {"transform": axes.transAxes, "clip_on": False}
+    for (value, text, colour, weight), height in zip(labels, heights, strict=True):
+        axes.plot([1.004, 1.022, 1.032], [(value - low) / (high - low), height, height], color=colour, linewidth=0.7, **style)
+        axes.text(1.04, height, text, va="center", size=8.9, weight=weight, color=colour, family=_FONT, **style)
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+    """The heights (0..1), moved apart as little as needed so that neighbours are at least `gap` apart."""
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for place in order:
+        groups.append([place])
+        centres.append(heights[place])
+        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+            merged = groups[-2] + groups[-1]
+            groups[-2:] = [merged]
+            centres[-2:] = [sum(heights[item] for item in merged) / len(merged)]
+    result = list(heights)
+    for group, centre in zip(groups, centres, strict=True):
+        for step, place in enumerate(group):
+            result[place] = centre + gap * (step - (len(group) - 1) / 2)
+    return result
+
+
+# --- small things --------------------------------------------------------------------------------------------------------
+
+
+def _value(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _short_day(day: date) -> str:
+    return f"{day.day} {_MONTHS[day.month - 1]}"
+
+
+def _tick_places(first: date, days: int) -> list[int]:
+    """At most 8 days to label, counted back from the last one; the first of each second or third month for long windows."""
+    if days <= 100:
+        step = next(size for size in (1, 2, 7, 14) if days / size <= 8)
+        return list(range((days - 1) % step, days, step))
+    starts = [place for place in range(days) if (first + timedelta(days=place)).day == 1]
+    return starts[:: math.ceil(len(starts) / 8)]
+
+
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """(first, last) place of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return [(int(start), int(end) - 1) for start, end in edges.reshape(-1, 2)]
+
+
+def _subtitle(shop_name: str) -> str:
+    shop = " ".join(shop_name.split())[:60]
+    what = "share of customers with status AT_RISK, in %"
+    return f"{shop}: {what}" if shop and _drawable(shop) else what[0].upper() + what[1:]
+
+
+def _drawable(text: str) -> bool:
+    """Whether the font has every character: better no name than a row of boxes."""
+    return all(ord(char) in _glyphs() for char in text)
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties(family=_FONT))).get_charmap())
+
+
+def _text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Text on the figure, read literally: a $ in a shop name is no formula."""
+    figure.text(x, y, text, family=_FONT, parse_math=False, **style)

@@ -1,0 +1,202 @@
+"""The Action Pack is whole, private, replaced at once, and its two hashes mean what they say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import UTC, date, datetime, timedelta
+
+import pandas as pd
+import pytest
+
+from retention_ops.detect.compute import PRIORITY_ORDER, workspace
+from retention_ops.errors import PackError
+from retention_ops.package.audiences import COLUMNS, build_audience, safe_text
+from retention_ops.package.pack import add_files, alert_version, build_pack, collect, expire_packs, find_pack, verify
+from retention_ops_tests.conftest import LAST_DAY, settings_for
+from retention_ops_tests.shops import lake_with, small_shop
+
+D = LAST_DAY
+MORNING = datetime(2024, 5, 28, 6, 0, tzinfo=UTC)
+
+
+def facts_of(lake, day=D):
+    with workspace(lake) as space:
+        space.build_range("alert_logic", day - timedelta(lake.settings.trend_days - 1), day)
+        history, daily = space.rows("alert_logic"), space.rows("retention_daily")
+        space.use("customer_priority", day)
+        return collect(space, day, history, daily, space.rows("customer_priority", PRIORITY_ORDER))
+
+
+def build(lake, day=D, *, settings=None, clock=lambda: MORNING, run_id="run-1", links=None):
+    return build_pack(facts_of(lake, day), settings or lake.settings, run_id=run_id, links=links or {}, clock=clock)
+
+
+def test_a_pack_names_every_file_with_its_hash_and_rows(small_lake):
+    pack = build(small_lake)
+    verify(pack)
+    assert set(pack.manifest["files"]) == {
+        "briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png",
+        *(f"audience_{tier}_{D}.csv" for tier in ("P1", "P2", "P3")),
+    }
+    for tier in ("P1", "P2", "P3"):
+        rows = list(csv.reader(io.StringIO((pack.folder / f"audience_{tier}_{D}.csv").read_bytes().decode(), newline="")))
+        assert rows[0] == COLUMNS
+        assert len(rows) - 1 == pack.manifest["files"][f"audience_{tier}_{D}.csv"]["rows"] == pack.manifest["audiences"][tier]["rows"]
+    assert pack.manifest["alert_version"] == alert_version(facts_of(small_lake).alert)
+
+
+def test_only_its_owner_can_read_a_pack(small_lake):
+    pack = build(small_lake)
+    add_files(pack, {"outbox/slack.json": (b"{}", 1)})
+    for folder, _, names in os.walk(pack.folder):
+        assert os.stat(folder).st_mode & 0o077 == 0
+        assert all(os.stat(os.path.join(folder, name)).st_mode & 0o777 == 0o600 for name in names)
+
+
+def test_clock_run_and_links_are_outside_both_hashes(small_lake):
+    one = build(small_lake)
+    other = build(small_lake, clock=lambda: MORNING + timedelta(days=3), run_id="run-2", links={"run": "http://127.0.0.1/runs/2", "ticket": "RET-1"})
+    for name in ("facts_sha256", "audience_sha256"):
+        assert one.manifest[name] == other.manifest[name]
+
+
+def test_what_was_found_changes_facts_and_who_is_listed_changes_audience(tmp_path):
+    shop = small_shop()
+    one = build(lake_with(shop, tmp_path / "one", min_sample=10))
+    tier = max(one.manifest["audiences"], key=lambda name: one.manifest["audiences"][name]["rows"])
+    listed = pd.read_csv(one.folder / f"audience_{tier}_{D}.csv")["customer_id"].iloc[0]
+    refusing = pd.DataFrame({"customer_id": [listed], "consent": ["no"]})
+    other = build(lake_with(shop, tmp_path / "two", min_sample=10, customers=refusing))
+    assert one.facts_sha256 == other.facts_sha256
+    assert one.manifest["audience_sha256"] != other.manifest["audience_sha256"]
+    assert other.manifest["audiences"][tier]["excluded"] == {"no consent": 1}
+    assert other.manifest["audiences"][tier]["rows"] == other.manifest["audiences"][tier]["listed"] - 1
+    assert listed in (one.folder / "briefing_INFO.md").read_text()
+    assert listed not in (other.folder / f"audience_{tier}_{D}.csv").read_text()
+    assert listed not in (other.folder / "briefing_INFO.md").read_text(), "nobody is told to contact who said no"
+
+
+@pytest.mark.parametrize("change", [{"value_drop_pct": 61}, {"shop_name": "Another"}, {"action_p2": "Call them"}, {"trend_days": 30}])
+def test_settings_are_part_of_the_facts(tmp_path, change):
+    shop = small_shop()
+    one = build(lake_with(shop, tmp_path / "one", min_sample=10))
+    other = build(lake_with(shop, tmp_path / "two", **{"min_sample": 10, **change}))
+    assert one.facts_sha256 != other.facts_sha256
+
+
+def test_templates_are_part_of_the_facts(small_lake, tmp_path):
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    (folder / "briefing.md.j2").write_text('{% extends "shipped/briefing.md.j2" %}')
+    restyled = settings_for(small_lake.settings.home, min_sample=10, shop_name="Small shop", templates_dir=folder)
+    assert build(small_lake).facts_sha256 != build(small_lake, settings=restyled).facts_sha256
+
+
+def test_a_rebuilt_pack_keeps_outbox_and_log(small_lake):
+    pack = add_files(build(small_lake), {"outbox/slack.json": (b"{}", 1), "ops_run_log.json": (b"[]", 0)})
+    verify(pack)
+    again = build(small_lake)
+    assert (again.folder / "outbox" / "slack.json").read_bytes() == b"{}"
+    assert (again.folder / "ops_run_log.json").is_file()
+    verify(find_pack(small_lake.settings, D))
+
+
+@pytest.mark.parametrize("harm", ["change", "remove"])
+def test_a_touched_pack_is_found_out_and_the_file_named(small_lake, harm):
+    pack = build(small_lake)
+    target = pack.folder / f"audience_P2_{D}.csv"
+    target.write_text("someone,else\r\n") if harm == "change" else target.unlink()
+    with pytest.raises(PackError, match=f"audience_P2_{D}.csv"):
+        verify(find_pack(small_lake.settings, D))
+
+
+def test_an_unreadable_manifest_says_how_to_build_the_pack_again(small_lake):
+    pack = build(small_lake)
+    (pack.folder / "manifest.json").write_text("{")
+    with pytest.raises(PackError, match=f"run --date {D}"):
+        find_pack(small_lake.settings, D)
+
+
+def test_old_packs_expire_by_the_day_they_were_built(small_lake):
+    build(small_lake)
+    build(small_lake, D - timedelta(1), clock=lambda: MORNING + timedelta(days=60))
+    assert expire_packs(small_lake.settings, lambda: MORNING + timedelta(days=89)) == []
+    assert expire_packs(small_lake.settings, lambda: MORNING + timedelta(days=91)) == [D]
+    assert find_pack(small_lake.settings, D) is None
+    assert find_pack(small_lake.settings, D - timedelta(1))
+    assert len(list((small_lake.settings.packs / ".builds").iterdir())) == 1
+
+
+BUILDER = textwrap.dedent("""
+    import sys
+    from datetime import date
+    from pathlib import Path
+    from retention_ops.warehouse.lake import Lake
+    from retention_ops_tests.conftest import settings_for
+    from retention_ops_tests.package.test_pack import build
+    lake = Lake(settings_for(Path(sys.argv[1]), min_sample=10, shop_name="Small shop"))
+    print("ready", flush=True)
+    while True:
+        build(lake)
+""")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.15, 0.31, 0.47])
+def test_kill_9_while_building_leaves_a_whole_pack(small_lake, request, delay):
+    expected = build(small_lake).facts_sha256
+    builder = subprocess.Popen([sys.executable, "-c", BUILDER, str(small_lake.settings.home)], cwd=str(request.config.rootpath),
+                               stdout=subprocess.PIPE, text=True)
+    assert builder.stdout.readline() == "ready\n"
+    time.sleep(0.6 + delay)
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    pack = find_pack(small_lake.settings, D)
+    verify(pack)
+    assert pack.facts_sha256 == expected
+    rebuilt = build(small_lake, clock=lambda: datetime.now(UTC))
+    verify(rebuilt)
+    expire_packs(small_lake.settings, lambda: datetime.now(UTC) + timedelta(hours=2))
+    assert [path.name for path in (small_lake.settings.packs / ".builds").iterdir()] == [rebuilt.folder.resolve().name]
+
+
+@pytest.mark.parametrize(("text", "safe"), [
+    ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"), ("\tx", "'\tx"), ("\rx", "'\rx"),
+    ("\nx", "'\nx"), ("＝1", "'＝1"), ("a=1", "a=1"), ("", ""), ("a\x00b", "ab"), ("\x00=1", "'=1"),
+])
+def test_a_formula_is_neutralised(text, safe):
+    assert safe_text(text) == safe
+
+
+def test_the_csv_survives_every_text_a_customer_id_can_hold():
+    nasty = ['=HYPERLINK("http://evil")', 'a"b', "a,b", "a\r\nb", "ünïcødé", " leading", "'quoted"]
+    frame = pd.DataFrame([{
+        "run_date": pd.Timestamp(D), "customer_id": text, "retention_status": "ACTIVE", "churn_risk_level": "HIGH", "churn_risk_score": 70,
+        "priority_tier": "P1", "priority_score": 94.5106, "priority_reason": "Late", "days_since_last_order": 24, "total_revenue": 3847.0,
+        "total_orders": 2, "avg_order_value": 1923.5, "recommended_action": "-10 % offer", "value_proxy": 1154.1,
+        "created_at": pd.Timestamp("2026-06-30T06:00:00Z"),
+    } for text in nasty])
+    audience = build_audience("P1", date(2026, 6, 30), frame, refused=set())
+    rows = list(csv.DictReader(io.StringIO(audience.csv, newline="")))
+    assert [row["customer_id"] for row in rows] == [safe_text(text) for text in nasty]
+    assert rows[0]["customer_id"].startswith("'=") and rows[0]["recommended_action"] == "'-10 % offer"
+    assert rows[0]["total_revenue"] == "3847.00" and rows[0]["priority_score"] == "94.5106" and rows[0]["avg_order_value"] == "1923.50"
+    assert audience.csv.count("\r\n") >= len(nasty) + 1
+
+
+def test_a_pack_holds_no_customer_attribute(tmp_path):
+    """Opaque ids and numbers only: attributes such as country or segment never enter brief, Slack or manifest."""
+    shop = small_shop()
+    people = pd.DataFrame({"customer_id": sorted(set(shop["customer_id"])), "country": "Canaryland", "segment": "canary-segment",
+                           "loyalty_tier": "canary-tier", "acquisition_channel": "canary-channel"})
+    pack = build(lake_with(shop, tmp_path / "home", min_sample=10, customers=people))
+    for name in pack.manifest["files"]:
+        assert b"canary" not in (pack.folder / name).read_bytes().lower(), name
+    assert "canary" not in json.dumps(pack.manifest).lower()

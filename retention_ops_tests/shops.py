@@ -1,0 +1,120 @@
+"""Tiny shops for tests: order frames small enough to reason about, and a way to load one into a lake of its own.
+
+An order frame has order_id, customer_id, order_date (date), order_cents, currency. The demo's big synthetic shop is
+another thing and lives in retention_ops/sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pandas as pd
+
+from retention_ops.settings import Settings
+from retention_ops.sources.ingest import ingest
+from retention_ops.warehouse.lake import Lake
+
+COLUMNS = ["order_id", "customer_id", "order_date", "order_cents", "currency"]
+FIRST_DAY = date(2023, 10, 21)  # 220 days from here reach over a leap day
+DAYS = 220
+
+
+def orders_frame(rows: Iterable[Sequence[Any]], currency: str = "EUR") -> pd.DataFrame:
+    """Orders from rows of (customer_id, order_date, cents) or (customer_id, order_date, cents, order_id)."""
+    full = [(*row, f"o{number:05d}") if len(row) == 3 else tuple(row) for number, row in enumerate(rows)]
+    return pd.DataFrame([(order, customer, day, cents, currency) for customer, day, cents, order in full],
+                        columns=COLUMNS, dtype=object)
+
+
+def lake_with(orders: pd.DataFrame, home: Path, complete_through: date | None = None, *,
+              customers: pd.DataFrame | None = None, **settings_overrides: Any) -> Lake:
+    """A lake in `home` that holds `orders`, loaded through the front door; its settings are `lake.settings`."""
+    settings = Settings(_env_file=None, home=home, **settings_overrides)
+    home.mkdir(parents=True, exist_ok=True)
+    ingest([_orders_csv(orders, home / "orders.csv")], "orders", settings, complete_through=complete_through)
+    if customers is not None:
+        path = home / "customers.csv"
+        customers.to_csv(path, index=False)
+        ingest([path], "customers", settings)
+    return Lake(settings)
+
+
+def _orders_csv(orders: pd.DataFrame, path: Path) -> Path:
+    """Writes `orders` as a shop would export them: amounts in currency units with two places."""
+    amounts = [f"{cents // 100}.{cents % 100:02d}" for cents in orders["order_cents"]]
+    orders[["order_id", "customer_id", "order_date"]].assign(order_amount=amounts).to_csv(path, index=False)
+    return path
+
+
+def small_shop(seed: int = 7) -> pd.DataFrame:
+    """About 60 customers over 220 days; a cohort won around day 130 never returns, so AT_RISK % climbs from day 161.
+
+    Order ids are in no order of time and not padded, so only their order as strings decides the latest of two on one day.
+    """
+    random = Random(seed)
+    visits = [visit for number in range(52) for visit in _loyal(f"c{number}", random)]
+    visits += [(f"promo{number}", FIRST_DAY + timedelta(129 + number % 4), 900 + 50 * number) for number in range(9)]
+    ids = random.sample(range(10_000), len(visits))
+    return orders_frame((*visit, f"o{number}") for visit, number in zip(visits, ids, strict=True))
+
+
+def _loyal(customer: str, random: Random) -> list[tuple[str, date, int]]:
+    """One customer's visits: an own cadence, sometimes a pause for ever, sometimes two invoices on a day."""
+    cadence = random.choice([4, 7, 12, 20, 30, 45, 70])
+    day, until = random.randrange(60), random.choice([60, 100, DAYS, DAYS, DAYS])
+    usual = random.choice([1500, 4000, 9000, 40000])
+    visits = []
+    while day < until:
+        for _ in range(random.choice([1, 1, 1, 1, 2])):
+            visits.append((customer, FIRST_DAY + timedelta(day), max(1, int(usual * random.choice([0.4, 0.6, 1, 1, 1.3])))))
+        day += max(1, round(random.gauss(cadence, cadence / 4)))
+    return visits
+
+
+def shop_with_at_risk_counts(counts: Sequence[int], customers: int, d: date, active_days: int = 30,
+                             history: int = 200) -> pd.DataFrame:
+    """`customers` customers of whom counts[i] are AT_RISK on the i-th of len(counts) days ending at D, nobody INACTIVE.
+
+    All ordered `history` days before D, so each day's sample is `customers`. Where a count rises, customers go quiet;
+    where it falls, quiet ones order again.
+    """
+    start = d - timedelta(len(counts) - 1)
+    quiet = [f"k{number}" for number in range(counts[0])]
+    awake = [f"k{number}" for number in range(counts[0], customers)]
+    rows = [(customer, d - timedelta(history), 1000) for customer in quiet + awake]
+    rows += [(customer, start - timedelta(active_days + 5), 1000) for customer in quiet]
+    for step in range(1, len(counts)):
+        day, change = start + timedelta(step), counts[step] - counts[step - 1]
+        quieter, back = [awake.pop() for _ in range(change)], [quiet.pop(0) for _ in range(-change)]
+        rows += [(customer, day - timedelta(active_days + 1), 1000) for customer in quieter]
+        rows += [(customer, day, 1000) for customer in back]
+        quiet += quieter
+    rows += [(customer, start - timedelta(active_days - len(counts)), 1000) for customer in awake]
+    return orders_frame(rows)
+
+
+def uci_orders(path: Path) -> pd.DataFrame:
+    """The orders of one Online Retail file, read naively: an invoice is an order, dated by its earliest line.
+
+    Kept are lines with a customer, an invoice not starting with C, and a positive quantity and price; the value is the sum
+    of quantity x price rounded once, half up, to cents.
+    """
+    lines = pd.read_parquet(path).rename(columns={"Invoice": "InvoiceNo", "Price": "UnitPrice", "Customer ID": "CustomerID"})
+    kept = lines[lines["CustomerID"].notna() & ~lines["InvoiceNo"].str.startswith("C")
+                 & (lines["Quantity"] > 0) & (lines["UnitPrice"] > 0)]
+    worth: dict[str, Decimal] = {}
+    for invoice, quantity, price in zip(kept["InvoiceNo"], kept["Quantity"], kept["UnitPrice"], strict=True):
+        worth[invoice] = worth.get(invoice, Decimal(0)) + quantity * Decimal(str(price))
+    heads = kept.sort_values("InvoiceDate", kind="stable").drop_duplicates("InvoiceNo")
+    rows = zip(heads["CustomerID"], heads["InvoiceDate"], heads["InvoiceNo"], strict=True)
+    return orders_frame(((customer, moment.date(), _cents(worth[invoice]), invoice) for customer, moment, invoice in rows),
+                        currency="GBP")
+
+
+def _cents(amount: Decimal) -> int:
+    return int((amount * 100).quantize(Decimal(1), ROUND_HALF_UP))

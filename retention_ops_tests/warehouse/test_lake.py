@@ -1,0 +1,174 @@
+"""Partitions are whole or absent, readers are never disturbed, and the views are always there."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from retention_ops.detect.compute import table_for, workspace
+from retention_ops.errors import NoOrders
+from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES
+from retention_ops.warehouse.lake import Lake, read_provenance
+from retention_ops_tests.conftest import LAST_DAY, settings_for
+
+D = LAST_DAY
+
+
+def store(lake: Lake, table: str, day: date) -> None:
+    with workspace(lake) as space:
+        space.build(table, day)
+        lake.write(space.connection, table, day, space.provenance)
+
+
+def test_without_orders_every_view_exists_is_typed_and_empty(tmp_path):
+    lake = Lake(settings_for(tmp_path / "home"))
+    lake.refresh_views()
+    with duckdb.connect(str(lake.views_path), read_only=True) as connection:
+        for table in TABLES.values():
+            rows = connection.execute(f"DESCRIBE {table.name}").fetchall()
+            described = {name: type_ for name, type_, *_ in rows if name != "day"}
+            assert described == {column.name: DUCKDB_TYPES[column.type] for column in table.columns}
+            assert connection.execute(f"SELECT COUNT(*) FROM {table.name}").fetchall() == [(0,)]
+
+
+def test_computing_without_orders_says_how_to_get_some(tmp_path):
+    with pytest.raises(NoOrders, match="retention-ops ingest"):
+        table_for(Lake(settings_for(tmp_path / "home")), "base_customers", D)
+
+
+def test_a_partition_is_one_file_with_its_provenance(small_lake):
+    store(small_lake, "base_customers", D)
+    folder = small_lake.path("base_customers", D).parent
+    assert [path.name for path in folder.iterdir()] == ["part-0.parquet"]
+    with small_lake.connection() as connection:
+        made_from = read_provenance(connection, folder / "part-0.parquet")
+    assert made_from["orders_version"] == small_lake.orders().version
+    assert made_from["rules_sha256"] == small_lake.settings.rules_sha256()
+
+
+def test_the_views_show_a_partition_as_soon_as_it_is_stored(small_lake):
+    small_lake.refresh_views()
+    store(small_lake, "retention_daily", D)
+    small_lake.refresh_views()
+    with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+        assert connection.execute("SELECT as_of_date, day FROM retention_daily").fetchall() == [(D, D)]
+        orders = connection.execute("SELECT COUNT(*) FROM orders").fetchall()[0][0]
+    assert orders == small_lake.orders().orders
+
+
+def test_stored_input_of_another_make_is_computed_again(small_lake):
+    """A partition from other orders or other rules must not leak into the next table."""
+    store(small_lake, "base_customers", D)
+    expected = table_for(small_lake, "retention_snapshot", D)
+    with workspace(small_lake) as space:
+        space.build("base_customers", D)
+        space.connection.execute("UPDATE base_customers SET last_order_date = last_order_date - INTERVAL 400 DAY")
+        small_lake.write(space.connection, "base_customers", D, {**space.provenance, "orders_version": "000000-older"})
+    assert table_for(small_lake, "retention_snapshot", D).equals(expected)
+
+
+def test_only_the_newest_snapshots_are_kept(small_lake):
+    days = [D - timedelta(offset) for offset in (0, 89, 90, 120)]
+    for day in days:
+        store(small_lake, "base_customers", day)
+        store(small_lake, "customer_priority", day)
+    assert small_lake.prune_snapshots("base_customers", D) == [D - timedelta(120), D - timedelta(90)]
+    assert small_lake.days("base_customers") == [D - timedelta(89), D]
+    assert small_lake.prune_snapshots("customer_priority", D) == []
+
+
+WRITER = textwrap.dedent("""
+    import sys
+    from datetime import date, timedelta
+    from pathlib import Path
+    from retention_ops.detect.compute import workspace
+    from retention_ops.settings import Settings
+    from retention_ops.warehouse.lake import Lake
+    home, first, count, rounds = Path(sys.argv[1]), date.fromisoformat(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    lake = Lake(Settings(_env_file=None, home=home, min_sample=10))
+    print("ready", flush=True)
+    for turn in range(rounds):
+        with workspace(lake) as space:
+            for offset in range(count):
+                day = first + timedelta(offset)
+                for table in ("base_customers", "alert_logic", "retention_daily", "customer_priority"):
+                    space.build(table, day)
+                    lake.write(space.connection, table, day, {**space.provenance, "turn": str(turn)})
+                lake.refresh_views()
+""")
+
+
+def start_writer(lake: Lake, first: date, count: int, rounds: int) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(lake.settings.home), first.isoformat(), str(count), str(rounds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_write_different_dates_while_a_third_reads(small_lake):
+    """No lock error, no torn partition: every read of warehouse.duckdb sees whole partitions only."""
+    expected = {day: len(table_for(small_lake, "base_customers", day)) for day in (D - timedelta(offset) for offset in range(12))}
+    small_lake.refresh_views()
+    writers = [start_writer(small_lake, D - timedelta(11), 6, 4), start_writer(small_lake, D - timedelta(5), 6, 4)]
+    reads, seen = 0, {}
+    while any(writer.poll() is None for writer in writers):
+        with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+            seen = dict(connection.execute("SELECT day, COUNT(*) FROM base_customers GROUP BY day").fetchall())
+            joined = connection.execute("SELECT COUNT(*) FROM alert_logic JOIN retention_daily ON as_of_date = alert_date").fetchall()
+        assert all(expected[day] == rows for day, rows in seen.items())
+        assert 0 <= joined[0][0] <= len(expected)
+        reads += 1
+    assert [writer.returncode for writer in writers] == [0, 0]
+    with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+        seen = dict(connection.execute("SELECT day, COUNT(*) FROM base_customers GROUP BY day").fetchall())
+    assert seen == expected
+    assert reads >= 10
+
+
+@pytest.mark.parametrize("delay", [0.002, 0.01, 0.02, 0.035, 0.05, 0.08])
+def test_kill_9_in_the_middle_of_a_write_leaves_the_old_partition_whole(small_lake, delay):
+    tables = ("base_customers", "alert_logic", "retention_daily", "customer_priority")
+    for table in tables:
+        store(small_lake, table, D)
+    expected = {table: small_lake.read(table, D).drop(columns="created_at", errors="ignore") for table in tables}
+    writer = start_writer(small_lake, D, 1, 10_000)
+    time.sleep(0.15 + delay)  # it is now writing the same partition over and over
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    for table in tables:
+        assert small_lake.read(table, D).drop(columns="created_at", errors="ignore").equals(expected[table])
+        visible = [path.name for path in small_lake.path(table, D).parent.glob("*.parquet")]
+        assert visible == ["part-0.parquet"]
+    small_lake.refresh_views()
+    with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM alert_logic").fetchall() == [(1,)]
+
+
+def test_a_write_that_fails_leaves_no_file_behind(small_lake):
+    store(small_lake, "base_customers", D)
+    before = small_lake.path("base_customers", D).read_bytes()
+    with workspace(small_lake) as space, pytest.raises(duckdb.Error):
+        space.connection.execute("CREATE TEMP TABLE base_customers AS SELECT 1 AS nothing_fits")
+        small_lake.write(space.connection, "base_customers", D, {})
+    assert small_lake.path("base_customers", D).read_bytes() == before
+    assert sorted(path.name for path in small_lake.path("base_customers", D).parent.iterdir()) == ["part-0.parquet"]
+
+
+def test_moving_the_home_rebuilds_the_views(small_lake, tmp_path):
+    store(small_lake, "retention_daily", D)
+    small_lake.refresh_views()
+    moved = tmp_path / "moved"
+    Path(small_lake.settings.home).rename(moved)
+    lake = Lake(settings_for(moved))
+    lake.refresh_views()
+    with duckdb.connect(str(lake.views_path), read_only=True) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM retention_daily").fetchall() == [(1,)]
