@@ -56,6 +56,14 @@ def test_progress_says_what_is_being_done_with_how_many_records(shop):
     assert "2 orders of 1 customers" in shop.progress[-1]
 
 
+@pytest.mark.parametrize("name", ["it's", "a*[1]?", "day=2024-05-02"])
+def test_the_name_of_the_home_folder_means_nothing(tmp_path, name):
+    (tmp_path / name).mkdir()
+    shop = Shop(tmp_path / name)
+    shop.add(A1)
+    assert shop.add(A2).rows == 2
+
+
 # --- the same again, more, corrections ---
 
 

@@ -1,0 +1,171 @@
+"""The command line: exit codes, messages, JSON, and the demo as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from retention_ops.cli import app
+from retention_ops.launch import run_dates
+from retention_ops.definitions import build_loop
+from retention_ops_tests.conftest import LAST_DAY
+from retention_ops_tests.shops import lake_with, small_shop
+
+COMMANDS = ["demo", "ingest", "run", "backfill", "alerts", "explain", "status", "ui"]
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def cli(*words: object, home: Path | None = None) -> subprocess.CompletedProcess:
+    """The installed command in a process of its own."""
+    where = ["--home", str(home)] if home else []
+    return subprocess.run(
+        [sys.executable, "-m", "retention_ops.cli", *where, *map(str, words)], capture_output=True, text=True, timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def shop_home(tmp_path_factory):
+    """A home with the small shop and its last eight dates built."""
+    home = tmp_path_factory.mktemp("cli") / "home"
+    lake = lake_with(small_shop(), home)
+    outcome = run_dates(build_loop(lake.settings), LAST_DAY - timedelta(7), LAST_DAY)
+    assert outcome.success, outcome.errors
+    return home
+
+
+def test_help_lists_the_contracts_commands():
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert [command for command in COMMANDS if command not in result.output] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_that_names_existing_options(command):
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=200)
+    assert result.exit_code == 0
+    examples = re.findall(r"^\s*(retention-ops .+?)\s*$", result.output, flags=re.M)
+    assert examples
+    for example in examples:
+        for option in (word for word in shlex.split(example) if word.startswith("--") and word != "--home"):
+            assert option in result.output.replace(example, ""), f"{option} of: {example}"
+
+
+@pytest.mark.parametrize(("words", "code", "says"), [
+    (["run"], 2, "--date"),
+    (["run", "--date", "2024-13-01"], 2, "not a date like"),
+    (["run", "--date", "20240101"], 2, "not a date like"),
+    (["nonsense"], 2, "No such command"),
+    (["ingest"], 2, "FILE"),
+    (["run", "--date", "2024-01-01"], 1, "no orders yet"),
+    (["backfill", "--from", "2024-01-01", "--to", "2024-01-02"], 1, "no orders yet"),
+    (["explain", "--date", "2024-01-01"], 1, "retention-ops ingest"),
+])
+def test_wrong_usage_is_2_and_failure_is_1_with_a_clear_message(tmp_path, words, code, says):
+    result = cli(*words, home=tmp_path / "home")
+    assert result.returncode == code
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert not (tmp_path / "home" / "lake" / "orders").exists()
+
+
+def test_a_setting_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETENTION_OPS_SHOP_TIMEZONE", "Mars/Olympus")
+    result = cli("status", home=tmp_path / "home")
+    assert result.returncode == 1 and "RETENTION_OPS_SHOP_TIMEZONE" in result.stderr
+
+
+def test_status_of_an_empty_home_points_to_the_first_step(tmp_path):
+    result = cli("status", home=tmp_path / "home")
+    assert result.returncode == 0
+    assert "none yet" in result.stdout and "demo" in result.stdout
+
+
+def test_status_as_json(shop_home):
+    status = json.loads(cli("status", "--json", home=shop_home).stdout)
+    assert status["mode"] == "shadow" and status["dates_built"] == 8 and status["stale_dates"] == [] and status["mismatches"] == []
+    assert status["complete_through"] == LAST_DAY.isoformat() == status["newest_date"]
+    assert status["audit"] == "1 rows, hash chain whole" or status["audit"].endswith("hash chain whole")
+
+
+def test_alerts_as_json_and_as_a_table(shop_home):
+    first, last = LAST_DAY - timedelta(2), LAST_DAY
+    rows = json.loads(cli("alerts", "--from", first, "--to", last, "--json", home=shop_home).stdout)
+    assert [row["alert_date"] for row in rows] == [(first + timedelta(offset)).isoformat() for offset in range(3)]
+    table = cli("alerts", "--from", LAST_DAY - timedelta(9), "--to", last, home=shop_home).stdout
+    assert last.isoformat() in table and "2 of 10 dates are not built" in table and "backfill --from" in table
+
+
+def test_run_as_json_is_data_only(shop_home):
+    result = cli("run", "--date", LAST_DAY, "--json", home=shop_home)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["success"] and summary["alert"]["alert_date"] == LAST_DAY.isoformat()
+    assert set(summary["counts"]) == {"P1", "P2", "P3"}
+    assert summary["log"][0]["status"] == "skipped"
+
+
+def test_explain_a_date_and_a_customer(shop_home):
+    text = cli("explain", "--date", LAST_DAY, home=shop_home).stdout
+    assert "The rule:" in text and "min_sample" in text and "Verdict: INFO" in text
+    text = cli("explain", "--customer", "promo0", "--date", LAST_DAY, home=shop_home).stdout
+    assert "1 order on 1 day" in text and "no rhythm yet" in text and "Not on the list" in text
+    data = json.loads(cli("explain", "--customer", "promo0", "--date", LAST_DAY, "--json", home=shop_home).stdout)
+    assert data["facts"]["total_orders"] == 1 and data["facts"]["priority"] is None
+    unknown = cli("explain", "--customer", "nobody", "--date", LAST_DAY, home=shop_home)
+    assert unknown.returncode == 1 and "'nobody' has no order by" in unknown.stderr
+
+
+def test_a_date_beyond_the_partitions_is_bad_usage(shop_home):
+    result = cli("run", "--date", "2999-01-01", home=shop_home)
+    assert result.returncode == 2 and "not over yet" in result.stderr
+
+
+def test_ingest_reports_what_it_left_out_and_what_is_stale(tmp_path):
+    orders = tmp_path / "orders.csv"
+    orders.write_text("order_id,customer_id,order_date,order_amount\n1,a,2024-01-01,10.00\n2,b,2024-01-02,0\n3,a,2024-01-05,7.50\n")
+    home = tmp_path / "home"
+    result = cli("ingest", orders, "--preset", "orders", home=home)
+    assert result.returncode == 0, result.stderr
+    assert "zero amount" in result.stdout and "2 of 1 customers" in result.stdout and "run --date 2024-01-05" in result.stdout
+    assert cli("run", "--date", "2024-01-05", home=home).returncode == 0
+    orders.write_text("order_id,customer_id,order_date,order_amount\n3,a,2024-01-05,99\n")
+    refused = cli("ingest", orders, "--preset", "orders", home=home)
+    assert refused.returncode == 1 and "--replace" in refused.stderr
+    replaced = cli("ingest", orders, "--preset", "orders", "--replace", home=home)
+    assert "1 stored dates are stale" in replaced.stdout and "backfill --from 2024-01-05 --to 2024-01-05" in replaced.stdout
+    assert "Nothing new" in cli("ingest", orders, "--preset", "orders", home=home).stdout
+    report = json.loads(cli("ingest", orders, "--preset", "orders", "--json", home=home).stdout)
+    assert report["changed"] is False and report["rows"] == 2
+
+
+def test_the_demo_tells_its_story(tmp_path):
+    """Warning, warning, critical; a brief, a chart, three lists; a rehearsed response; and running it again sends nothing new."""
+    result = cli("demo", "--customers", 2000, "--days", 10, home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
+    for word in ("promotion", "WARNING", "CRITICAL", "2026-06-30", "P1", "P2", "P3", "success in mode shadow", "briefing.html"):
+        assert word in result.stdout
+    pack = tmp_path / "home" / "demo" / "action_packs" / "2026-06-30"
+    names = {path.name for path in pack.iterdir()}
+    assert {"briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "manifest.json", "ops_run_log.json", "outbox",
+            *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))} == names
+    again = cli("demo", "--customers", 2000, "--days", 10, home=tmp_path / "home")
+    assert again.returncode == 0 and "already answered" in again.stdout
+
+
+@pytest.mark.skipif(not (DATA / "uci_online_retail.parquet").exists(), reason="real orders (../shared/data) are not here")
+def test_the_2010_2011_retail_orders_give_the_known_queue(tmp_path):
+    home = tmp_path / "home"
+    report = json.loads(cli("ingest", DATA / "uci_online_retail.parquet", "--preset", "uci-online-retail", "--json", home=home).stdout)
+    assert (report["rows"], report["customers"]) == (18532, 4338)
+    summary = json.loads(cli("run", "--date", "2011-09-30", "--json", home=home).stdout)
+    assert summary["counts"] == {"P1": 13, "P2": 235, "P3": 62}
+
+
