@@ -53,7 +53,9 @@ def _date_option(flag: str, help_: str) -> Any:
 
 @app.callback()
 def _options(
-    home: Annotated[Path | None, typer.Option("--home", help="Folder with all state; default RETENTION_OPS_HOME or ./.retention_ops.")] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Folder with all state; default RETENTION_OPS_HOME or ./.retention_ops.")
+    ] = None,
 ) -> None:
     global _home
     _home = home
@@ -130,7 +132,8 @@ def ingest(
     """Check order files and add them to the lake. A file is taken whole or not at all."""
     from retention_ops.log import runs
     from retention_ops.log.database import ops_database
-    from retention_ops.sources.ingest import current_customers, ingest as take_in, orders_versions
+    from retention_ops.sources.ingest import current_customers, orders_versions
+    from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.warehouse.freshness import stored_from
     from retention_ops.warehouse.lake import Lake
 
@@ -269,7 +272,7 @@ def _show_run(summary: dict[str, Any], settings: Settings) -> None:
     alert, last, counts = summary["alert"], summary["to"], summary["counts"]
     if summary["dates"] > 1:
         _say(_range_sentence(summary))
-        for row in summary["flagged"][-10:]:
+        for row in [row for row in summary["flagged"] if row["alert_date"] != last.isoformat()][-10:]:
             _say(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
     _say(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
     _say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)")
@@ -323,7 +326,8 @@ def demo(
     orders = _lake(settings).orders()
     _say(escape(f"A synthetic shop: {orders.orders:,} orders of {orders.customers:,} customers, {orders.first_date} to {orders.last_date} "
                 f"({shop.orders})."))
-    _say(f"The story: a promotion from {shop.promotion_from} to {shop.promotion_to} won {shop.cohort_size:,} customers who did not come back.")
+    _say(f"The story: a promotion from {shop.promotion_from} to {shop.promotion_to} won {shop.cohort_size:,} customers "
+         "who did not come back.")
     _run_range(settings, max(shop.last_date - timedelta(days=days - 1), orders.first_date), shop.last_date, as_json=False)
 
 
@@ -347,7 +351,8 @@ def _demo_shop(settings: Settings, customers: int, seed: int) -> Any:
 # -- asking ----------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog="Examples:\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30 --json")
+@app.command(epilog="Examples:\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30\n\n"
+                    "  retention-ops alerts --from 2026-06-01 --to 2026-06-30 --json")
 def alerts(
     first: Annotated[date, _date_option("--from", "First date.")],
     last: Annotated[date, _date_option("--to", "Last date.")],
@@ -412,8 +417,7 @@ def status(as_json: Json = False) -> None:
     table.add_row("customer attributes", f"{facts['customers']:,} customers" if facts["customers"] is not None else "none (optional)")
     table.add_row("dates built", f"{facts['dates_built']:,}" + (f", newest {facts['newest_date']}" if facts["newest_date"] else ""))
     table.add_row("mode", f"{settings.mode}" + (" (nothing leaves this machine)" if settings.mode in ("off", "shadow") else ""))
-    last = facts["last_run"]
-    table.add_row("last run", f"{last['alert_date']} {last['severity']}, response {last['status']}, {last['run_timestamp']:%Y-%m-%d %H:%M} UTC" if last else "none yet")
+    table.add_row("last run", _last_run(facts["last_run"]))
     table.add_row("flagged, last 30 dates built", ", ".join(f"{row['alert_date']} {row['severity']}" for row in facts["flagged"]) or "none")
     table.add_row("failed answers", str(facts["failed_answers"]))
     table.add_row("audit log", facts["audit"])
@@ -432,6 +436,12 @@ def status(as_json: Json = False) -> None:
         _next(_command(settings, f"run --date {orders['complete_through']}"))
     else:
         _next(_command(settings, f"explain --date {facts['newest_date']}"), _command(settings, "ui"))
+
+
+def _last_run(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "none yet"
+    return f"{row['alert_date']} {row['severity']}, response {row['status']}, {row['run_timestamp']:%Y-%m-%d %H:%M} UTC"
 
 
 def _status(settings: Settings) -> dict[str, Any]:
@@ -455,6 +465,7 @@ def _status(settings: Settings) -> dict[str, Any]:
         audit = f"broken at row {broken[0]} ({broken[1]['alert_date']})" if broken else f"{len(log):,} rows, hash chain whole"
         disagreements = mismatches(settings, lake)
     fresh = freshness(lake)
+    recent = records(lake.read_range("alert_logic", built[-30:][0], built[-1])) if built else []
     newest_answers = {row["alert_date"]: row for row in log}
     return {
         "home": settings.home,
@@ -465,7 +476,7 @@ def _status(settings: Settings) -> dict[str, Any]:
         "dates_built": len(built),
         "newest_date": built[-1].isoformat() if built else None,
         "last_run": log[-1] if log else None,
-        "flagged": [row for row in records(lake.read_range("alert_logic", built[-30:][0], built[-1])) if row["alert_flag"]] if built else [],
+        "flagged": [row for row in recent if row["alert_flag"]],
         "failed_answers": sum(row["status"] == "failed" for row in newest_answers.values()),
         "audit": audit,
         "stale_dates": fresh.stale,

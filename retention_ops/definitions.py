@@ -34,7 +34,8 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
         warnings.simplefilter("ignore", dg.BetaWarning)
         day_assets = [*detect_assets(daily), *package_assets(daily), *execute_assets(daily), *log_assets(daily)]
     job = dg.define_asset_job(
-        JOB, selection=dg.AssetSelection.all(), partitions_def=daily, description="Detect, package, respond and log for one date or a range.",
+        JOB, selection=dg.AssetSelection.all(), partitions_def=daily,
+        description="Detect, package, respond and log for one date or a range.",
     )
     hour, minute = (int(part) for part in settings.schedule_time.split(":"))
     return dg.Definitions(

@@ -70,10 +70,16 @@ class Settings(BaseSettings):
     p1_min_revenue: Literal["none", "median"] = Field("none", description="P1 only for customers at or above the median revenue")
     vip_revenue: int = Field(2000, description="P1 revenue above this: VIP outreach, currency units", ge=0)
     personal_revenue: int = Field(1000, description="P1 revenue from this: personal email, currency units", ge=0)
-    action_p1_vip: str = Field("VIP outreach + 10 % loyalty incentive", description="what to do in P1 above vip_revenue", min_length=1, max_length=200)
-    action_p1_personal: str = Field("Personal email + free shipping", description="what to do in P1 from personal_revenue", min_length=1, max_length=200)
+    action_p1_vip: str = Field(
+        "VIP outreach + 10 % loyalty incentive", description="what to do in P1 above vip_revenue", min_length=1, max_length=200,
+    )
+    action_p1_personal: str = Field(
+        "Personal email + free shipping", description="what to do in P1 from personal_revenue", min_length=1, max_length=200,
+    )
     action_p1_reminder: str = Field("Personal email + reminder", description="what to do in the rest of P1", min_length=1, max_length=200)
-    action_p2: str = Field("Win-back sequence (3 emails, 7 days) + free shipping", description="what to do in P2", min_length=1, max_length=200)
+    action_p2: str = Field(
+        "Win-back sequence (3 emails, 7 days) + free shipping", description="what to do in P2", min_length=1, max_length=200,
+    )
     action_p3: str = Field("20 % comeback offer + survey", description="what to do in P3", min_length=1, max_length=200)
     value_proxy_pct: int = Field(30, description="value_proxy as % of total_revenue", ge=0, le=100)
 

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from retention_ops.cli import app
-from retention_ops.launch import run_dates
 from retention_ops.definitions import build_loop
+from retention_ops.launch import run_dates
 from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.shops import lake_with, small_shop
 
@@ -154,8 +154,9 @@ def test_the_demo_tells_its_story(tmp_path):
         assert word in result.stdout
     pack = tmp_path / "home" / "demo" / "action_packs" / "2026-06-30"
     names = {path.name for path in pack.iterdir()}
-    assert {"briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "manifest.json", "ops_run_log.json", "outbox",
-            *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))} == names
+    assert names == {
+        "briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "manifest.json", "ops_run_log.json",
+        "outbox", *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))}
     again = cli("demo", "--customers", 2000, "--days", 10, home=tmp_path / "home")
     assert again.returncode == 0 and "already answered" in again.stdout
 

@@ -47,6 +47,12 @@ def assert_same(one, other):
     assert one[1] == other[1]
 
 
+def check_evaluations(stored, run_id):
+    """The results of all asset checks of a run."""
+    events = [event.dagster_event for event in stored.all_logs(run_id) if event.is_dagster_event]
+    return [event.event_specific_data for event in events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
+
+
 def span(count: int) -> list[date]:
     return [D - timedelta(offset) for offset in reversed(range(count))]
 
@@ -64,7 +70,8 @@ def test_one_date_leaves_tables_a_pack_a_log_row_and_metadata(tmp_path):
         assert all(loop.lake.days(table) == [D] for table in PER_DAY)
         pack = find_pack(loop.settings, D)
         verify(pack)
-        assert {"briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png", "ops_run_log.json"} <= set(pack.manifest["files"])
+        written = {"briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png", "ops_run_log.json"}
+        assert written <= set(pack.manifest["files"])
         with ops_database(loop.settings) as engine:
             rows = runs.rows(engine)
         assert [(row["alert_date"], row["status"], row["run_id"]) for row in rows] == [(D, "skipped", outcome.run_id)]
@@ -73,8 +80,8 @@ def test_one_date_leaves_tables_a_pack_a_log_row_and_metadata(tmp_path):
             event = stored.get_latest_materialization_event(dg.AssetKey(table)).asset_materialization
             assert event.partition == D.isoformat()
             assert event.metadata["dagster/row_count"].value == len(loop.lake.read(table, D))
-        checks = [event for event in stored.all_logs(outcome.run_id) if event.is_dagster_event and event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION"]
-        assert checks and all(event.dagster_event.event_specific_data.passed for event in checks)
+        checks = check_evaluations(stored, outcome.run_id)
+        assert checks and all(check.passed for check in checks)
 
 
 def test_a_range_leaves_the_rows_and_packs_of_single_runs_30_dates(tmp_path):
@@ -182,9 +189,7 @@ def test_a_broken_quality_rule_blocks_and_keeps_the_old_partition(tmp_path, monk
         outcome = run_dates(loop, D, D, stored)
         assert not outcome.success
         assert "key_is_unique" in outcome.errors[0] and "not replaced" in outcome.errors[0]
-        failed = [event.dagster_event.event_specific_data for event in stored.all_logs(outcome.run_id)
-                  if event.is_dagster_event and event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION"
-                  and not event.dagster_event.event_specific_data.passed]
+        failed = [check for check in check_evaluations(stored, outcome.run_id) if not check.passed]
         assert [(check.asset_key.to_user_string(), check.check_name) for check in failed] == [("retention_snapshot", "key_is_unique")]
         assert loop.lake.read("retention_snapshot", D).equals(before)
         churn = stored.fetch_materializations(dg.AssetKey("churn_detection"), limit=5).records
@@ -237,7 +242,8 @@ def test_mode_off_changes_no_table_no_brief_and_no_list(tmp_path):
         assert run_dates(on, day, day, stored).success and run_dates(off, day, day, stored).success
     assert_same(content(on, [day]), content(off, [day]))
     with ops_database(off.settings) as engine:
-        assert [(row["status"], row["error_message"]) for row in runs.rows(engine)] == [("skipped", "the response is switched off (mode off)")]
+        (row,) = runs.rows(engine)
+        assert (row["status"], row["error_message"]) == ("skipped", "the response is switched off (mode off)")
     assert not (find_pack(off.settings, day).folder / "outbox").exists()
 
 
@@ -279,7 +285,8 @@ def test_definitions_are_complete_and_grouped_after_the_stages(tmp_path):
     graph = defs.resolve_asset_graph()
     groups = {key.to_user_string(): graph.get(key).group_name for key in graph.get_all_asset_keys()}
     assert set(groups.values()) == {"detect", "package", "execute", "log"}
-    assert {"orders", "customer_days", *PER_DAY, "cohort_retention_evolution", "action_pack", "incident_response", "ops_runs_log"} == set(groups)
+    assert set(groups) == {
+        "orders", "customer_days", *PER_DAY, "cohort_retention_evolution", "action_pack", "incident_response", "ops_runs_log"}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.owners == ["team:retention"] and node.kinds and node.description
@@ -302,6 +309,7 @@ def test_the_daily_schedule_asks_for_yesterday_in_the_shops_time_zone(tmp_path):
     schedule = build_defs(loop.settings, loop).resolve_schedule_def(f"{JOB}_schedule")
     moment = datetime(2024, 5, 20, 5, 30, tzinfo=ZoneInfo("Pacific/Auckland"))
     with dg.DagsterInstance.ephemeral() as stored:
-        context = dg.build_schedule_context(stored, scheduled_execution_time=moment, repository_def=build_defs(loop.settings, loop).get_repository_def())
+        repository = build_defs(loop.settings, loop).get_repository_def()
+        context = dg.build_schedule_context(stored, scheduled_execution_time=moment, repository_def=repository)
         tick = schedule.evaluate_tick(context)
     assert [request.partition_key for request in tick.run_requests] == ["2024-05-19"]

@@ -84,10 +84,11 @@ def test_relative_links_in_the_readme_exist():
 @pytest.mark.slow
 def test_a_plain_install_from_the_wheel_has_rules_templates_and_instance_file(tmp_path):
     """Not editable, no checkout: the wheel alone must run."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)], check=True)
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)], check=True)
     wheel = next(tmp_path.glob("*.whl"))
     target = tmp_path / "installed"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
     code = (
         f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; sys.path.insert(0, {str(target)!r})\n"
         "import retention_ops; assert retention_ops.__file__.startswith(sys.path[0]), retention_ops.__file__\n"

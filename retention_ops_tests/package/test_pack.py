@@ -63,7 +63,8 @@ def test_only_its_owner_can_read_a_pack(small_lake):
 
 def test_clock_run_and_links_are_outside_both_hashes(small_lake):
     one = build(small_lake)
-    other = build(small_lake, clock=lambda: MORNING + timedelta(days=3), run_id="run-2", links={"run": "http://127.0.0.1/runs/2", "ticket": "RET-1"})
+    links = {"run": "http://127.0.0.1/runs/2", "ticket": "RET-1"}
+    other = build(small_lake, clock=lambda: MORNING + timedelta(days=3), run_id="run-2", links=links)
     for name in ("facts_sha256", "audience_sha256"):
         assert one.manifest[name] == other.manifest[name]
 
@@ -168,7 +169,8 @@ def test_kill_9_while_building_leaves_a_whole_pack(small_lake, request, delay):
 
 
 @pytest.mark.parametrize(("text", "safe"), [
-    ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"), ("\tx", "'\tx"), ("\rx", "'\rx"),
+    ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+    ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"), ("\tx", "'\tx"), ("\rx", "'\rx"),
     ("\nx", "'\nx"), ("＝1", "'＝1"), ("a=1", "a=1"), ("", ""), ("a\x00b", "ab"), ("\x00=1", "'=1"),
 ])
 def test_a_formula_is_neutralised(text, safe):
