@@ -52,14 +52,14 @@ class Settings(BaseSettings):
 
     # churn risk: percentages are whole numbers so that the SQL compares integers
     frequency_drop_pct: int = Field(150, description="late: days since last order above this % of the usual gap", gt=0)
-    value_drop_pct: int = Field(60, description="spending less: last order below this % of the average order", gt=0)
+    value_drop_pct: int = Field(60, description="spending less: last order below this % of the average order", gt=0, le=100)
     inconsistent_gap_pct: int = Field(70, description="ACTIVE but past this % of the usual gap", gt=0)
     few_orders: int = Field(3, description="ACTIVE with at most this many orders is not settled yet", ge=0)
     frequency_drop_score: int = Field(50, description="points", ge=0, le=100)
     value_drop_score: int = Field(30, description="points", ge=0, le=100)
     inconsistent_score: int = Field(20, description="points", ge=0, le=100)
-    high_risk_score: int = Field(51, description="HIGH from this score", ge=0, le=100)
-    medium_risk_score: int = Field(21, description="MEDIUM from this score", ge=0, le=100)
+    high_risk_score: int = Field(51, description="HIGH from this score", ge=1, le=100)
+    medium_risk_score: int = Field(21, description="MEDIUM from this score", ge=1, le=100)
 
     # macro alert
     warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0)

@@ -28,8 +28,8 @@ queue AS (
     *,
     -- the usual gap in whole days, half up
     CASE WHEN gaps > 0 THEN DIV((2 * span_days + gaps), (2 * gaps)) END AS usual_gap_whole_days,
-    -- the latest order as % of the average order, half up: 100 * last * n / sum
-    DIV((200 * last_order_cents * total_orders + total_revenue_cents), (2 * total_revenue_cents)) AS last_order_pct,
+    -- how far the latest order is below the average, half up in whole %: 100 - 100 * last * n / sum
+    DIV((201 * total_revenue_cents - 200 * last_order_cents * total_orders), (2 * total_revenue_cents)) AS below_average_pct,
     -- up to 20 points for value, logarithmic in revenue
     LEAST(20.0, 2 * LN(1 + total_revenue)) AS value_points,
     -- up to 10 points for urgency: the share of the tier's window that is already gone
@@ -59,14 +59,16 @@ reasons AS (
     END AS late_reason,
     CASE
       WHEN is_value_drop AND is_frequency_drop
-        THEN CONCAT('last order ', CAST(100 - last_order_pct AS STRING), ' % below average')
+        THEN CONCAT('last order ', CAST(below_average_pct AS STRING), ' % below average')
       WHEN is_value_drop
-        THEN CONCAT('Last order ', CAST(100 - last_order_pct AS STRING), ' % below average')
+        THEN CONCAT('Last order ', CAST(below_average_pct AS STRING), ' % below average')
     END AS value_reason,
     CASE
-      WHEN is_status_inconsistent AND total_orders <= @few_orders AND total_orders = 1 THEN 'only 1 order so far'
+      -- one order is all there is: neither late nor below its own average, so this stands first
+      WHEN is_status_inconsistent AND total_orders <= @few_orders AND total_orders = 1 THEN 'Only 1 order so far'
       WHEN is_status_inconsistent AND total_orders <= @few_orders
-        THEN CONCAT('only ', CAST(total_orders AS STRING), ' orders so far')
+        THEN CONCAT(
+          CASE WHEN is_frequency_drop OR is_value_drop THEN 'only ' ELSE 'Only ' END, CAST(total_orders AS STRING), ' orders so far')
       WHEN is_status_inconsistent AND NOT is_frequency_drop
         THEN CONCAT(silence, ' since the last order, past ', CAST(@inconsistent_gap_pct AS STRING), ' % of the usual ',
                     CAST(usual_gap_whole_days AS STRING))
