@@ -16,7 +16,8 @@ from retention_ops.orchestration import JOB, Loop, partitions
 from retention_ops.package.assets import package_assets
 from retention_ops.settings import Settings, load_settings
 from retention_ops.sources.assets import customer_days, orders
-from retention_ops.warehouse.lake import Lake, connection_config
+from retention_ops.warehouse.connection import connection_config
+from retention_ops.warehouse.lake import Lake
 
 
 def build_loop(settings: Settings, clock: Clock = system_clock) -> Loop:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
+from typing import Literal
 
 import duckdb
 import pandas as pd
 
 from retention_ops.errors import NoOrders
-from retention_ops.sources.ingest import OrdersVersion
+from retention_ops.sources.versions import OrdersVersion
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.lake import Lake, literal, read_provenance
+from retention_ops.warehouse.dialect import no_rows, parquet_scan
+from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import query
 
 INPUT = {
@@ -51,31 +53,37 @@ class Workspace:
 
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
-        self._view("orders", self.orders.version)
+        self._show("orders", self.orders.version)
         if not self.lake.exists("customer_days", self.orders.version):
             self._run("customer_days", {})
             self.lake.write(self.connection, "customer_days", self.orders.version, {"orders_version": self.orders.version})
-            self.connection.execute("DROP TABLE customer_days")
-        self._view("customer_days", self.orders.version)
+        self._show("customer_days", self.orders.version)
         if self.customers:
-            self._view("customers", self.customers.version)
+            self._show("customers", self.customers.version)
         else:
-            self.connection.execute(f"CREATE TEMP VIEW customers AS {Lake._empty(TABLES['customers'])}")
+            self._replace("VIEW", "customers", no_rows(TABLES["customers"]))
 
-    def _view(self, table: str, part: date | str) -> None:
-        path = literal(self.lake.path(table, part))
-        self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {table} AS SELECT * FROM read_parquet({path})")
+    def _show(self, table: str, part: date | str) -> None:
+        """Makes one file of the lake readable under its table's name."""
+        self._replace("VIEW", table, f"SELECT * FROM {parquet_scan(self.lake.path(table, part))}")
 
     def _run(self, table: str, dates: dict[str, date]) -> None:
+        """Computes a rule into a temp table of its name."""
         rule = query(table)
         known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **dates}
-        values = {name: known[name] for name in rule.parameters}
-        self.connection.execute(f"DROP VIEW IF EXISTS {table}") if self._is_view(table) else None
-        self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {rule.duckdb_sql}", values)
+        self._replace("TABLE", table, rule.duckdb_sql, {name: known[name] for name in rule.parameters})
 
-    def _is_view(self, table: str) -> bool:
-        rows = self.connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ? AND temporary", [table]).fetchall()
-        return bool(rows)
+    def _replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
+        """Creates a temp table or view in place of whichever of the two had that name."""
+        # CREATE OR REPLACE replaces its own kind only, and DROP ... IF EXISTS fails where the name is of the other kind
+        other = "VIEW" if kind == "TABLE" else "TABLE"
+        if self._exists(other, name):
+            self.connection.execute(f"DROP {other} {name}")
+        self.connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS {select}", values)
+
+    def _exists(self, kind: Literal["TABLE", "VIEW"], name: str) -> bool:
+        noun = kind.lower()
+        return bool(self.connection.execute(f"SELECT 1 FROM duckdb_{noun}s() WHERE {noun}_name = ? AND temporary", [name]).fetchall())
 
     def build(self, table: str, day: date) -> None:
         """Computes `table` as of `day` into a temp table of that name (and its inputs where they are not at hand)."""
@@ -104,9 +112,7 @@ class Workspace:
             return
         path = self.lake.path(table, day)
         if path.is_file() and read_provenance(self.connection, path) == self.provenance:
-            if not self._is_view(table):
-                self.connection.execute(f"DROP TABLE IF EXISTS {table}")
-            self._view(table, day)
+            self._show(table, day)
             self._built[table] = (day,)
         else:
             self.build(table, day)

@@ -1,1 +1,1 @@
-"""Orders in: presets say what a file means, reading finds its records, validation checks them, ingest keeps them."""
+"""Orders in: presets say what a file means, reading finds its records, validation checks them, versions keeps them."""

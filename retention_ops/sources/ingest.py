@@ -1,28 +1,15 @@
-"""Takes order files in: reads, checks and combines them, and keeps the result as an immutable version.
+"""Takes order files in: reads, checks and combines them, and has the result kept as an immutable version.
 
-    lake/orders/version=000001-0a1b2c3d4e5f/part-0.parquet    the orders, sorted, never changed
-    lake/orders/version=000001-0a1b2c3d4e5f/version.json      what they are and where they came from, kept for ever
-    lake/orders/CURRENT                                       names the version in force
-
-A version is complete and on disk before CURRENT names it, so a kill at any moment leaves the old one in force.
-Customers are kept the same way under lake/customers.
+Nothing is written before everything was read and found right. How a version is kept is in versions.py.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
-from functools import cache
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import duckdb
 from pydantic import TypeAdapter
@@ -31,53 +18,33 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError, UsageError
 from retention_ops.settings import Settings
 from retention_ops.sources.presets import Preset, get_preset
-from retention_ops.sources.reading import InputFile, Progress, Source, literal, no_glob, open_files
+from retention_ops.sources.reading import InputFile, Progress, Source, open_files
 from retention_ops.sources.validation import Bounds, Findings, Problem, bounds, check, load
-from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
+from retention_ops.sources.versions import (
+    CustomersVersion,
+    OrdersVersion,
+    Store,
+    Version,
+    current_customers,
+    current_orders,
+    customers_store,
+    orders_store,
+    orders_versions,
+)
+from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.connection import connect_in_memory
+from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
+from retention_ops.warehouse.files import scratch_folder
+
+__all__ = [
+    "CustomersVersion", "IngestReport", "OrdersVersion", "current_customers", "current_orders", "ingest", "orders_versions",
+]
 
 CORRECT = "Correct the file and ingest it again; --show-values shows the values at fault."
 CHANGES = ("added", "replaced", "removed", "unchanged")
-HASH_ROWS = 50_000
 
 
 # --- what callers see -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One immutable version. `files` are {name, sha256, records}; `parent` is the version it was built on."""
-
-    version: str
-    path: Path
-    content_sha256: str
-    parent: str | None
-    created_at: datetime
-    preset: str
-    files: list[dict[str, Any]]
-    records_read: int
-    excluded: dict[str, int]
-    customers: int
-    added: int
-    replaced: int
-    removed: int
-    unchanged: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrdersVersion(Version):
-    """Orders as of one ingest. `stale_from`: earliest date whose results differ from the parent's; None for the first."""
-
-    complete_through: date
-    first_date: date
-    last_date: date
-    orders: int
-    currency: str
-    stale_from: date | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CustomersVersion(Version):
-    """Customer attributes as of one ingest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +77,7 @@ class IngestReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values, dates as YYYY-MM-DD."""
-        return _adapter(IngestReport).dump_python(self, mode="json")
+        return TypeAdapter(IngestReport).dump_python(self, mode="json")
 
 
 def ingest(
@@ -133,26 +100,14 @@ def ingest(
     chosen = get_preset(preset)
     limits = bounds(settings, clock)
     _check_call(files, chosen, complete_through, limits)
-    with _scratch(settings.home) as scratch, _connect(settings, scratch) as con:
+    with (
+        scratch_folder(settings.home / "tmp", "ingest-") as scratch,
+        connect_in_memory(settings, spill_to=scratch / "spill") as con,
+    ):
         staged = _stage([Path(path) for path in files], chosen, settings, limits, show_values, con, scratch, progress)
         if chosen.dataset == "customers":
             return _commit_customers(con, staged, settings, clock, progress)
         return _commit_orders(con, staged, settings, replace, complete_through, show_values, clock, progress)
-
-
-def current_orders(settings: Settings) -> OrdersVersion | None:
-    """The orders version in force, None before the first ingest."""
-    return _orders_store(settings).current()
-
-
-def orders_versions(settings: Settings) -> list[OrdersVersion]:
-    """Every orders version, oldest first; the parquet file of old ones may be gone."""
-    return _orders_store(settings).versions()
-
-
-def current_customers(settings: Settings) -> CustomersVersion | None:
-    """The customers version in force, None when none were ingested."""
-    return _customers_store(settings).current()
 
 
 # --- staging: files to one table of checked rows --------------------------------------------------------------------
@@ -367,7 +322,7 @@ def _commit_orders(
     show_values: bool, clock: Clock, progress: Progress,
 ) -> IngestReport:
     """Combine `staged` with the current version under the lock and publish the result if anything changed."""
-    store = _orders_store(settings)
+    store = orders_store(settings)
     if store.current() is None:
         _refuse_no_orders(con, staged)
     with store.locked(progress):
@@ -413,11 +368,10 @@ def _refuse_no_orders(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
                            "Check that these are the right files and the right preset.")
 
 
-def _know(con: duckdb.DuckDBPyConnection, store: _Store, parent: Version | None) -> None:
+def _know(con: duckdb.DuckDBPyConnection, store: Store, parent: Version | None) -> None:
     """View `known`: the rows of the parent version."""
-    columns = ", ".join(f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS {column.name}" for column in store.table.columns)
-    con.execute(f"CREATE VIEW known AS SELECT * FROM {store.scan(parent.path)}" if parent
-                else f"CREATE VIEW known AS SELECT {columns} WHERE false")
+    rows = f"SELECT * FROM {parquet_scan(parent.path)}" if parent else no_rows(store.table)
+    con.execute(f"CREATE VIEW known AS {rows}")
 
 
 def _compare_orders(con: duckdb.DuckDBPyConnection, staged: _Staged, replace: bool, show_values: bool) -> dict[str, int]:
@@ -504,7 +458,7 @@ def _commit_customers(
     con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, clock: Clock, progress: Progress
 ) -> IngestReport:
     """Replace known customers by id and add the others, under the lock."""
-    store = _customers_store(settings)
+    store = customers_store(settings)
     with store.locked(progress):
         parent = store.current()
         _know(con, store, parent)
@@ -538,246 +492,3 @@ def _compare_customers(con: duckdb.DuckDBPyConnection, staged: _Staged) -> dict[
         FROM merged m LEFT JOIN known k ON m.customer_id = k.customer_id"""
     )
     return dict(con.execute("SELECT change, count(*) FROM delta GROUP BY 1").fetchall())
-
-
-# --- versions on disk -----------------------------------------------------------------------------------------------
-
-V = TypeVar("V", bound=Version)
-
-
-@cache
-def _adapter(kind: type) -> TypeAdapter:
-    """Turns a dataclass into plain JSON values and back."""
-    return TypeAdapter(kind)
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A version that is written but not in force."""
-
-    folder: Path
-    scan: str
-    rows: int
-    content_sha256: str
-
-
-@dataclass(frozen=True)
-class _Store(Generic[V]):
-    """The versions of one table under one folder of the lake."""
-
-    folder: Path
-    kind: type[V]
-    name: str
-
-    @property
-    def table(self) -> Table:
-        return TABLES[self.name]
-
-    def scan(self, path: Path) -> str:
-        # 'version=' in the path would otherwise become a column
-        return f"read_parquet({literal(no_glob(path))}, hive_partitioning = false)"
-
-    def current(self) -> V | None:
-        """The version CURRENT names. Raises RetentionOpsError when it cannot be read."""
-        try:
-            name = json.loads((self.folder / "CURRENT").read_text())["version"]
-            return self._read(self.folder / f"version={name}")
-        except FileNotFoundError as error:
-            if (self.folder / "CURRENT").exists():
-                raise RetentionOpsError(f"{self.folder}/CURRENT names a version that is not there; restore it") from error
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RetentionOpsError(f"{self.folder}/CURRENT or its version.json is damaged; restore it") from error
-
-    def versions(self) -> list[V]:
-        """Versions up to the current one, oldest first; a later folder is what a killed ingest left."""
-        current = self.current()
-        if current is None:
-            return []
-        folders = sorted(path.parent for path in self.folder.glob("version=*/version.json"))
-        return [self._read(path) for path in folders if path.name <= f"version={current.version}"]
-
-    def _read(self, folder: Path) -> V:
-        values = json.loads((folder / "version.json").read_text())
-        return _adapter(self.kind).validate_python({**values, "path": folder / "part-0.parquet"})
-
-    @contextmanager
-    def locked(self, progress: Progress) -> Iterator[None]:
-        """Hold the table's lock, waiting for another ingest if need be, and clear what a killed one left."""
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.folder.parent)
-        with (self.folder / ".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress("waiting for another ingest to finish")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            self._clear_leftovers()
-            yield
-
-    def _clear_leftovers(self) -> None:
-        """Remove what a killed ingest left: drafts, and a version that was complete but never in force."""
-        current = self.current()
-        if current is None and len(list(self.folder.glob("version=*"))) > 1:
-            # only a first version can be complete without a CURRENT; anything else is somebody's history
-            raise RetentionOpsError(f"{self.folder} holds versions but CURRENT is missing; restore it before ingesting")
-        for path in self.folder.iterdir():
-            unfinished = path.name.startswith((".incoming-", ".CURRENT-"))
-            never_in_force = path.name.startswith("version=") and (current is None or path.name > f"version={current.version}")
-            if unfinished or never_in_force:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    @contextmanager
-    def writing(self, con: duckdb.DuckDBPyConnection, rows: str, order: str, progress: Progress) -> Iterator[_Draft]:
-        """Write rows to a folder no reader looks at, prove the file is what the catalog says, and clean up on failure."""
-        folder = self.folder / f".incoming-{os.getpid()}"
-        folder.mkdir()
-        try:
-            path = folder / "part-0.parquet"
-            progress(f"writing {self.name}")
-            con.execute(
-                f"COPY (SELECT * FROM ({rows}) ORDER BY {order}) TO {literal(path.absolute())} (FORMAT parquet, COMPRESSION zstd)"
-            )
-            count = self._prove(con, path)
-            progress(f"hashing {count:,} {self.name}")
-            yield _Draft(folder, self.scan(path), count, self._hash(con, path, order))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _prove(self, con: duckdb.DuckDBPyConnection, path: Path) -> int:
-        """Rows of the written file. Raises if its columns differ from the catalog's, a key repeats or a value is missing."""
-        found = [(row[0], row[1]) for row in con.execute(f"DESCRIBE SELECT * FROM {self.scan(path)}").fetchall()]
-        expected = [(column.name, DUCKDB_TYPES[column.type]) for column in self.table.columns]
-        key = self.table.key[0]
-        filled = " AND ".join(f"{column.name} IS NOT NULL" for column in self.table.columns if not column.nullable)
-        count, distinct, complete = con.execute(
-            f"SELECT count(*), count(DISTINCT {key}), coalesce(bool_and({filled}), true) FROM {self.scan(path)}"
-        ).fetchone()
-        if found != expected or count != distinct or not complete:
-            raise RetentionOpsError(f"the new {self.name} version breaks the catalog (columns, unique {key}); not published")
-        if not count:
-            raise InputRefused(f"this would leave no {self.name} at all; nothing was written.\nCheck the file.")
-        return count
-
-    def _hash(self, con: duckdb.DuckDBPyConnection, path: Path, order: str) -> str:
-        """sha256 over the rows in stored order, fetched piece by piece so that memory does not grow with the table."""
-        # values hold no control characters, so two different rows never give the same text
-        text = " || chr(31) || ".join(f"coalesce(CAST({name} AS VARCHAR), '')" for name in self.table.column_names)
-        digest = hashlib.sha256()
-        con.execute(f"SELECT {text} || chr(10) FROM {self.scan(path)}")
-        while rows := con.fetchmany(HASH_ROWS):
-            digest.update("".join(row[0] for row in rows).encode())
-        return digest.hexdigest()
-
-    def publish(self, draft: _Draft, parent: Version | None, **facts: Any) -> V:
-        """Give the draft its final name, then point CURRENT at it; each step is on disk before the next."""
-        numbers = [int(path.name[8:14]) for path in self.folder.glob("version=*")]
-        name = f"{max(numbers, default=0) + 1:06d}-{draft.content_sha256[:12]}"
-        target = self.folder / f"version={name}"
-        version = self.kind(
-            version=name, path=target / "part-0.parquet", content_sha256=draft.content_sha256,
-            parent=parent.version if parent else None, **facts,
-        )
-        values = _adapter(self.kind).dump_python(version, mode="json", exclude={"path"})
-        _sync_file(draft.folder / "part-0.parquet")
-        _write_synced(draft.folder / "version.json", json.dumps(values, indent=2) + "\n")
-        _sync_folder(draft.folder)
-        os.rename(draft.folder, target)
-        _sync_folder(self.folder)
-        pointer = self.folder / f".CURRENT-{os.getpid()}"
-        _write_synced(pointer, json.dumps({"version": name}) + "\n")
-        os.replace(pointer, self.folder / "CURRENT")
-        _sync_folder(self.folder)
-        return version
-
-    def prune(self, keep: int) -> None:
-        """Delete the parquet file of all but the newest `keep` versions."""
-        for version in self.versions()[:-keep]:
-            version.path.unlink(missing_ok=True)
-
-
-def _orders_store(settings: Settings) -> _Store[OrdersVersion]:
-    return _Store(settings.home / "lake" / "orders", OrdersVersion, "orders")
-
-
-def _customers_store(settings: Settings) -> _Store[CustomersVersion]:
-    return _Store(settings.home / "lake" / "customers", CustomersVersion, "customers")
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# --- DuckDB and its scratch space -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _scratch(home: Path) -> Iterator[Path]:
-    """A folder under home/tmp for spilled and converted data. Folders of killed ingests are removed on the way."""
-    parent = home / "tmp"
-    parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob("ingest-*"):
-        with _held(leftover) as free:
-            if free:
-                shutil.rmtree(leftover, ignore_errors=True)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=parent))
-        with _held(folder) as held:
-            # another ingest may have taken it for a leftover between the two calls
-            if held and folder.is_dir():
-                try:
-                    yield folder
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
-                return
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold a folder's own lock, which a kill releases; false when another process holds it or it is gone."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held = False
-    else:
-        held = True
-    try:
-        yield held
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _connect(settings: Settings, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    config: dict[str, Any] = {"temp_directory": str(scratch.absolute() / "spill")}
-    if settings.duckdb_memory_limit:
-        config["memory_limit"] = settings.duckdb_memory_limit
-    if settings.duckdb_threads:
-        config["threads"] = settings.duckdb_threads
-    con = duckdb.connect(":memory:", config=config)
-    try:
-        yield con
-    finally:
-        con.close()

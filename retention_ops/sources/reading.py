@@ -24,6 +24,7 @@ import python_calamine
 
 from retention_ops.errors import InputRefused
 from retention_ops.sources.presets import Field, Preset
+from retention_ops.warehouse.dialect import file_list, identifier, parquet_scan
 
 Progress = Callable[[str], None]
 
@@ -40,13 +41,14 @@ CHUNK = 1 << 20
 class Source:
     """A table of text: a csv or parquet file, or one sheet of a workbook.
 
+    `scan` is SQL for the file's own columns, given further options of the reading function as `, name = value`.
     `headers` maps field names to the header in the file. A record's place in the file is `places[n]` where the
     file was converted, else n + `header_lines` when the number of lines shows that records and lines agree.
     """
 
     label: str
     file: int
-    scan: str
+    scan: Callable[[str], str]
     select: str
     headers: dict[str, str]
     is_csv: bool
@@ -60,8 +62,8 @@ class Source:
     records: int = 0
 
     def sql(self, options: str = "") -> str:
-        """A SELECT of every wanted column as text; `options` are appended to the scan."""
-        return f"SELECT {self.select} FROM {self.scan}{options})"
+        """A SELECT of every wanted column as text."""
+        return f"SELECT {self.select} FROM {self.scan(options)}"
 
     def place(self, record: int) -> str:
         """Where a person finds record number `record` (from 1): a line or row where that is certain."""
@@ -97,16 +99,6 @@ class InputFile:
 def refusal(label: str, what: str, then: str) -> InputRefused:
     """The error for a file as a whole: what is wrong with it and what to do."""
     return InputRefused(f"{label} {what}; nothing was written.\n{then}")
-
-
-def literal(text: str | Path) -> str:
-    """An SQL string literal."""
-    return "'" + str(text).replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """An SQL identifier, quoted."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def open_files(
@@ -269,15 +261,13 @@ def _open_csv(file: InputFile, number: int, preset: Preset, probe: _TextProbe, s
 def _csv_source(label: str, number: int, path: Path, columns: int, header: _Header, **details: Any) -> Source:
     """A Source over a csv file of `columns` columns; its header decides which of them are wanted."""
     types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(columns))
-    scan = f"read_csv({literal(no_glob(path))}, {CSV_OPTIONS}, columns = {{{types}}}"
+
+    def scan(options: str) -> str:
+        return f"read_csv({file_list(path)}, {CSV_OPTIONS}, columns = {{{types}}}{options})"
+
     columns = {name: f"nullif(trim(c{position}), '')" for name, position in header.positions.items()}
     select = ", ".join(f"{columns.get(name, 'CAST(NULL AS VARCHAR)')} AS {name}" for name in header.fields)
     return Source(label, number, scan, select, header.present, is_csv=True, **details)
-
-
-def no_glob(path: Path) -> str:
-    """The path with DuckDB's wildcards made literal."""
-    return re.sub(r"([*?\[])", r"[\1]", str(path.absolute()))
 
 
 def _check_separator(name: str, first_line: str, header: _Header, preset: Preset) -> None:
@@ -419,9 +409,11 @@ def _cell_text(value: Any) -> str:
 
 
 def _open_parquet(file: InputFile, number: int, preset: Preset, con: duckdb.DuckDBPyConnection) -> None:
-    scan = f"read_parquet({literal(no_glob(file.path))}, hive_partitioning = false, binary_as_string = true"
+    def scan(options: str = "") -> str:
+        return parquet_scan(file.path, options=f", binary_as_string = true{options}")
+
     try:
-        described = con.execute(f"DESCRIBE SELECT * FROM {scan})").fetchall()
+        described = con.execute(f"DESCRIBE SELECT * FROM {scan()}").fetchall()
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:

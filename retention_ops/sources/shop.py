@@ -25,7 +25,6 @@ the same calm history as one of a million, where independent draws would ring fa
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retention_ops.errors import UsageError
+from retention_ops.warehouse.files import replacing
 
 DEFAULT_END = date(2026, 6, 30)
 MAX_CUSTOMERS = 1 << 24
@@ -403,10 +403,5 @@ def _customer_id(number: int) -> str:
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
     """A text file that takes the place of `path` when the block ends well and leaves nothing behind when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="ascii", newline="") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, open(partial, "w", encoding="ascii", newline="") as file:
+        yield file

@@ -19,7 +19,8 @@ from retention_ops.clock import Clock
 from retention_ops.errors import InputRefused
 from retention_ops.settings import Settings
 from retention_ops.sources.presets import Field, Kind, Preset
-from retention_ops.sources.reading import Source, identifier, literal, refusal
+from retention_ops.sources.reading import Source, refusal
+from retention_ops.warehouse.dialect import identifier, literal
 
 MAX_LISTED = 100
 MAX_ID_LENGTH = 128

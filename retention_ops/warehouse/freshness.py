@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
-from retention_ops.sources.ingest import orders_versions
-from retention_ops.warehouse.lake import Lake, literal
+from retention_ops.sources.versions import orders_versions
+from retention_ops.warehouse.dialect import file_list
+from retention_ops.warehouse.lake import Lake
 
 KEPT_FOR_EVER = ("retention_daily", "alert_logic", "customer_priority")
 
@@ -41,12 +43,13 @@ def stored_from(lake: Lake, first: date) -> list[date]:
 
 
 def _provenance(lake: Lake) -> list[tuple[date, dict[str, str]]]:
-    paths = {str(lake.path(table, day)): day for table in KEPT_FOR_EVER for day in lake.days(table)}
+    paths = {lake.path(table, day): day for table in KEPT_FOR_EVER for day in lake.days(table)}
     if not paths:
         return []
-    found: dict[str, dict[str, str]] = {path: {} for path in paths}
+    # DuckDB may write the folder before these three names in another way ('..' is resolved)
+    found: dict[tuple[str, ...], dict[str, str]] = {path.parts[-3:]: {} for path in paths}
     with lake.connection() as connection:
-        files = ", ".join(literal(path) for path in paths)
-        for name, key, value in connection.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata([{files}])").fetchall():
-            found[name][bytes(key).decode()] = bytes(value).decode()
-    return [(paths[path], made_from) for path, made_from in found.items()]
+        metadata = connection.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata({file_list(*paths)})").fetchall()
+    for name, key, value in metadata:
+        found[Path(name).parts[-3:]][bytes(key).decode()] = bytes(value).decode()
+    return [(day, found[path.parts[-3:]]) for path, day in paths.items()]

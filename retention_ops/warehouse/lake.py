@@ -7,38 +7,25 @@ No process ever holds a shared database file, so a user, an assistant and ten ru
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pandas as pd
 
 from retention_ops.errors import QualityError
 from retention_ops.settings import Settings
-from retention_ops.sources.ingest import CustomersVersion, OrdersVersion, current_customers, current_orders
+from retention_ops.sources.versions import CustomersVersion, OrdersVersion, current_customers, current_orders
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
+from retention_ops.warehouse.connection import connect_in_memory
+from retention_ops.warehouse.dialect import file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
-
-
-def connection_config(settings: Settings) -> dict[str, Any]:
-    """DuckDB settings for an in-memory connection."""
-    config: dict[str, Any] = {"temp_directory": str((settings.home / "tmp").absolute())}
-    if settings.duckdb_memory_limit:
-        config["memory_limit"] = settings.duckdb_memory_limit
-    if settings.duckdb_threads:
-        config["threads"] = settings.duckdb_threads
-    return config
-
-
-def literal(value: object) -> str:
-    """A SQL string literal."""
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 class Lake:
@@ -47,15 +34,7 @@ class Lake:
     def __init__(self, settings: Settings, connect: Connect | None = None):
         self.settings = settings
         self.root = (settings.home / "lake").absolute()
-        self._connect = connect or self._plain_connection
-
-    @contextmanager
-    def _plain_connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = duckdb.connect(":memory:", config=connection_config(self.settings))
-        try:
-            yield connection
-        finally:
-            connection.close()
+        self._connect = connect or (lambda: connect_in_memory(settings))
 
     @contextmanager
     def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -89,11 +68,17 @@ class Lake:
 
     def days(self, table: str) -> list[date]:
         """Stored partitions, oldest first."""
-        found = []
-        for folder in (self.root / table).glob("day=*"):
-            if (folder / "part-0.parquet").is_file():
-                found.append(date.fromisoformat(folder.name.removeprefix("day=")))
-        return sorted(found)
+        return sorted(self._stored_days(table))
+
+    def _stored_days(self, table: str) -> Iterator[date]:
+        """The same in no order, found one by one: the first one costs the same whether there are two or a thousand."""
+        try:
+            with os.scandir(self.root / table) as folders:
+                for folder in folders:
+                    if folder.name.startswith("day=") and os.path.isfile(os.path.join(folder.path, "part-0.parquet")):
+                        yield date.fromisoformat(folder.name.removeprefix("day="))
+        except FileNotFoundError:
+            return
 
     def exists(self, table: str, part: date | str | None = None) -> bool:
         return self.path(table, part).is_file()
@@ -120,7 +105,7 @@ class Lake:
                 f"(FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{metadata}}})"
             )
             expected = connection.sql(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchall()[0][0]
-            written = connection.execute(f"SELECT COUNT(*) FROM read_parquet({literal(partial)})").fetchall()[0][0]
+            written = connection.execute(f"SELECT COUNT(*) FROM {parquet_scan(partial)}").fetchall()[0][0]
             if written != expected:
                 raise QualityError(f"{table} {part or ''}: {written} of {expected} rows reached the file; it was not replaced")
         return written
@@ -147,17 +132,17 @@ class Lake:
         """The rows of one file, by its exact path (never through a view over all of them); empty where there is none."""
         with self.connection() as connection:
             if not self.exists(table, part):
-                return connection.sql(self._empty(TABLES[table])).df()
-            return connection.sql(f"SELECT * FROM read_parquet({literal(self.path(table, part))})").df()
+                return connection.sql(no_rows(TABLES[table])).df()
+            return connection.sql(f"SELECT * FROM {parquet_scan(self.path(table, part))}").df()
 
     def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:
         """The rows of all stored partitions from `first` to `last`."""
-        paths = [literal(self.path(table, day)) for day in self.days(table) if first <= day <= last]
+        paths = [self.path(table, day) for day in self.days(table) if first <= day <= last]
         with self.connection() as connection:
             if not paths:
-                return connection.sql(self._empty(TABLES[table])).df()
+                return connection.sql(no_rows(TABLES[table])).df()
             order = ", ".join(dict.fromkeys([TABLES[table].date_column, *TABLES[table].key]))
-            return connection.sql(f"SELECT * FROM read_parquet([{', '.join(paths)}]) ORDER BY {order}").df()
+            return connection.sql(f"SELECT * FROM {parquet_scan(*paths)} ORDER BY {order}").df()
 
     # -- the views a user opens ------------------------------------------------------------------------------------
 
@@ -182,27 +167,27 @@ class Lake:
     def _view(self, table: Table) -> str:
         columns = ", ".join(table.column_names)
         match table.stored:
-            case "day" if self.days(table.name):
-                pattern = self.root / table.name / "day=*" / "part-0.parquet"
-                return f"SELECT {columns}, day FROM read_parquet({literal(pattern)}, hive_partitioning = true)"
+            case "day" if any(self._stored_days(table.name)):
+                pattern = f"{no_glob(self.root / table.name)}/day=*/part-0.parquet"
+                # day is cut from the file's name, which prunes files as hive_partitioning does; that one takes any
+                # 'name=value' folder on the way for a column too
+                return (
+                    f"SELECT {columns}, CAST(right(parse_dirpath(filename), 10) AS DATE) AS day "
+                    f"FROM read_parquet({literal(pattern)}, hive_partitioning = false, filename = true)"
+                )
             case "day":
-                return f"SELECT *, NULL::DATE AS day FROM ({self._empty(table)})"
+                return f"SELECT *, NULL::DATE AS day FROM ({no_rows(table)})"
             case "version":
                 version = self.customers() if table.name == "customers" else self.orders()
                 path = version and self.path(table.name, version.version)
             case _:
                 path = self.path(table.name)
         if not path or not path.is_file():
-            return self._empty(table)
-        return f"SELECT {columns} FROM read_parquet({literal(path)})"
-
-    @staticmethod
-    def _empty(table: Table) -> str:
-        columns = ", ".join(f"NULL::{DUCKDB_TYPES[c.type]} AS {c.name}" for c in table.columns)
-        return f"SELECT {columns} WHERE false"
+            return no_rows(table)
+        return f"SELECT {columns} FROM {parquet_scan(path)}"
 
 
 def read_provenance(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
     """The key-value metadata of one Parquet file."""
-    rows = connection.execute(f"SELECT key, value FROM parquet_kv_metadata({literal(path)})").fetchall()
+    rows = connection.execute(f"SELECT key, value FROM parquet_kv_metadata({file_list(path)})").fetchall()
     return {bytes(key).decode(): bytes(value).decode() for key, value in rows}

@@ -11,13 +11,16 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
+import pandas as pd
 import pytest
 
 from retention_ops.detect.compute import table_for, workspace
 from retention_ops.errors import NoOrders
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES
+from retention_ops.warehouse.freshness import Freshness, freshness
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops_tests.conftest import LAST_DAY, settings_for
+from retention_ops_tests.shops import lake_with, small_shop
 
 D = LAST_DAY
 
@@ -64,6 +67,71 @@ def test_the_views_show_a_partition_as_soon_as_it_is_stored(small_lake):
     assert orders == small_lake.orders().orders
 
 
+@pytest.mark.parametrize("name", ["it's \"a\" [1] * home", "day=2024-01-01", "as_of_date=7", "customer_id=7", "up/../a[1]"])
+def test_the_name_of_the_home_folder_means_nothing(tmp_path, name):
+    """Not to ingest, compute, write, read or the views: a wildcard in it is a letter, a 'name=value' folder no column."""
+    (tmp_path / "up").mkdir()
+    lake = lake_with(small_shop(), tmp_path / name, min_sample=10)
+    days = [D - timedelta(1), D]
+    for day in days:
+        store(lake, "base_customers", day)
+        store(lake, "alert_logic", day)
+    for table in ("base_customers", "alert_logic"):
+        columns = TABLES[table].column_names
+        computed = {day: table_for(lake, table, day) for day in days}
+        assert lake.days(table) == days and len(computed[D])
+        assert lake.read(table, D).equals(computed[D]) and list(lake.read(table, D)) == columns
+        assert lake.read(table, D - timedelta(9)).columns.tolist() == columns
+        assert lake.read_range(table, *days).equals(pd.concat(computed.values(), ignore_index=True))
+        assert lake.provenance(table, D)["orders_version"] == lake.orders().version
+    assert freshness(lake) == Freshness([], [])
+    lake.refresh_views()
+    with duckdb.connect(str(lake.views_path), read_only=True) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM orders").fetchall() == [(lake.orders().orders,)]
+        assert connection.execute("SELECT SUM(orders) FROM customer_days").fetchall() == [(lake.orders().orders,)]
+        assert connection.execute("SELECT COUNT(*) FROM retention_daily").fetchall() == [(0,)]
+        for table in ("base_customers", "alert_logic"):
+            seen = connection.sql(f"SELECT * FROM {table} WHERE day = DATE '{D}' ORDER BY {TABLES[table].key[0]}").df()
+            assert seen.drop(columns="day").equals(lake.read(table, D))
+            assert connection.execute(f"SELECT DISTINCT day FROM {table} ORDER BY 1").fetchall() == [(day,) for day in days]
+
+
+def test_a_file_holds_its_declared_columns_and_is_read_with_no_others(small_lake):
+    assert list(small_lake.read("orders", small_lake.orders().version)) == TABLES["orders"].column_names
+    store(small_lake, "base_customers", D)
+    with workspace(small_lake) as space:
+        space.use("base_customers", D)
+        for table in ("orders", "customer_days", "base_customers"):
+            assert space.connection.table(table).columns == TABLES[table].column_names
+
+
+def test_a_question_about_one_day_opens_the_file_of_that_day_only(small_lake):
+    for offset in range(3):
+        store(small_lake, "retention_daily", D - timedelta(offset))
+    small_lake.refresh_views()
+    with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+        plan = connection.execute(f"EXPLAIN ANALYZE SELECT * FROM retention_daily WHERE day = DATE '{D}'").fetchall()[0][1]
+    assert "Total Files Read: 1 " in plan
+
+
+def test_what_was_read_from_its_file_can_be_computed_under_the_same_name(small_lake):
+    """A view gives way to a table and a table to a view."""
+    store(small_lake, "base_customers", D)
+    with workspace(small_lake) as space:
+        for day in (D, D - timedelta(1), D):
+            space.use("base_customers", day)
+            assert space.rows("base_customers")["as_of_date"].dt.date.unique().tolist() == [day]
+
+
+def test_the_views_are_empty_again_when_the_last_partition_is_gone(small_lake):
+    store(small_lake, "retention_daily", D)
+    small_lake.refresh_views()
+    small_lake.path("retention_daily", D).unlink()  # the folder stays
+    small_lake.refresh_views()
+    with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM retention_daily").fetchall() == [(0,)]
+
+
 def test_stored_input_of_another_make_is_computed_again(small_lake):
     """A partition from other orders or other rules must not leak into the next table."""
     store(small_lake, "base_customers", D)
@@ -108,7 +176,8 @@ WRITER = textwrap.dedent("""
 
 def start_writer(lake: Lake, first: date, count: int, rounds: int) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(lake.settings.home), first.isoformat(), str(count), str(rounds)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, str(lake.settings.home), first.isoformat(), str(count), str(rounds)],
+        stdout=subprocess.PIPE, text=True,
     )
     assert process.stdout.readline() == "ready\n"
     return process

@@ -1,0 +1,242 @@
+"""Immutable versions of a table on disk, and which of them is in force. What is in one is not decided here.
+
+    lake/orders/version=000001-0a1b2c3d4e5f/part-0.parquet    the orders, sorted, never changed
+    lake/orders/version=000001-0a1b2c3d4e5f/version.json      what they are and where they came from, kept for ever
+    lake/orders/CURRENT                                       names the version in force
+
+A version is complete and on disk before CURRENT names it, so a kill at any moment leaves the old one in force.
+Customers are kept the same way under lake/customers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import duckdb
+from pydantic import TypeAdapter
+
+from retention_ops.errors import InputRefused, RetentionOpsError
+from retention_ops.settings import Settings
+from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
+from retention_ops.warehouse.dialect import literal, parquet_scan
+from retention_ops.warehouse.files import fsync_file, fsync_folder, locked, write_atomic
+
+HASH_ROWS = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One immutable version. `files` are {name, sha256, records}; `parent` is the version it was built on."""
+
+    version: str
+    path: Path
+    content_sha256: str
+    parent: str | None
+    created_at: datetime
+    preset: str
+    files: list[dict[str, Any]]
+    records_read: int
+    excluded: dict[str, int]
+    customers: int
+    added: int
+    replaced: int
+    removed: int
+    unchanged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrdersVersion(Version):
+    """Orders as of one ingest. `stale_from`: earliest date whose results differ from the parent's; None for the first."""
+
+    complete_through: date
+    first_date: date
+    last_date: date
+    orders: int
+    currency: str
+    stale_from: date | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomersVersion(Version):
+    """Customer attributes as of one ingest."""
+
+
+def current_orders(settings: Settings) -> OrdersVersion | None:
+    """The orders version in force, None before the first ingest."""
+    return orders_store(settings).current()
+
+
+def orders_versions(settings: Settings) -> list[OrdersVersion]:
+    """Every orders version, oldest first; the parquet file of old ones may be gone."""
+    return orders_store(settings).versions()
+
+
+def current_customers(settings: Settings) -> CustomersVersion | None:
+    """The customers version in force, None when none were ingested."""
+    return customers_store(settings).current()
+
+
+# --- the folder of one table ----------------------------------------------------------------------------------------
+
+V = TypeVar("V", bound=Version)
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter:
+    """Turns a dataclass into plain JSON values and back."""
+    return TypeAdapter(kind)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version that is written but not in force; `scan` is SQL for its rows."""
+
+    folder: Path
+    scan: str
+    rows: int
+    content_sha256: str
+
+
+@dataclass(frozen=True)
+class Store(Generic[V]):
+    """The versions of one table under one folder of the lake."""
+
+    folder: Path
+    kind: type[V]
+    name: str
+
+    @property
+    def table(self) -> Table:
+        return TABLES[self.name]
+
+    def current(self) -> V | None:
+        """The version CURRENT names. Raises RetentionOpsError when it cannot be read."""
+        try:
+            name = json.loads((self.folder / "CURRENT").read_text())["version"]
+            return self._read(self.folder / f"version={name}")
+        except FileNotFoundError as error:
+            if (self.folder / "CURRENT").exists():
+                raise RetentionOpsError(f"{self.folder}/CURRENT names a version that is not there; restore it") from error
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RetentionOpsError(f"{self.folder}/CURRENT or its version.json is damaged; restore it") from error
+
+    def versions(self) -> list[V]:
+        """Versions up to the current one, oldest first; a later folder is what a killed ingest left."""
+        current = self.current()
+        if current is None:
+            return []
+        folders = sorted(path.parent for path in self.folder.glob("version=*/version.json"))
+        return [self._read(path) for path in folders if path.name <= f"version={current.version}"]
+
+    def _read(self, folder: Path) -> V:
+        values = json.loads((folder / "version.json").read_text())
+        return _adapter(self.kind).validate_python({**values, "path": folder / "part-0.parquet"})
+
+    @contextmanager
+    def locked(self, progress: Callable[[str], None]) -> Iterator[None]:
+        """Hold the table's lock, waiting for another ingest if need be, and clear what a killed one left."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fsync_folder(self.folder.parent)
+        with locked(self.folder / ".lock", before_waiting=lambda: progress("waiting for another ingest to finish")):
+            self._clear_leftovers()
+            yield
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed ingest left: drafts, and a version that was complete but never in force."""
+        current = self.current()
+        if current is None and len(list(self.folder.glob("version=*"))) > 1:
+            # only a first version can be complete without a CURRENT; anything else is somebody's history
+            raise RetentionOpsError(f"{self.folder} holds versions but CURRENT is missing; restore it before ingesting")
+        for path in self.folder.iterdir():
+            unfinished = path.name.startswith((".incoming-", ".CURRENT"))
+            never_in_force = path.name.startswith("version=") and (current is None or path.name > f"version={current.version}")
+            if unfinished or never_in_force:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @contextmanager
+    def writing(
+        self, con: duckdb.DuckDBPyConnection, rows: str, order: str, progress: Callable[[str], None]
+    ) -> Iterator[Draft]:
+        """Write rows to a folder no reader looks at, prove the file is what the catalog says, and clean up on failure."""
+        folder = self.folder / f".incoming-{os.getpid()}"
+        folder.mkdir()
+        try:
+            path = folder / "part-0.parquet"
+            progress(f"writing {self.name}")
+            con.execute(
+                f"COPY (SELECT * FROM ({rows}) ORDER BY {order}) TO {literal(path.absolute())} (FORMAT parquet, COMPRESSION zstd)"
+            )
+            count = self._prove(con, path)
+            progress(f"hashing {count:,} {self.name}")
+            yield Draft(folder, parquet_scan(path), count, self._hash(con, path))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _prove(self, con: duckdb.DuckDBPyConnection, path: Path) -> int:
+        """Rows of the written file. Raises if its columns differ from the catalog's, a key repeats or a value is missing."""
+        found = [(row[0], row[1]) for row in con.execute(f"DESCRIBE SELECT * FROM {parquet_scan(path)}").fetchall()]
+        expected = [(column.name, DUCKDB_TYPES[column.type]) for column in self.table.columns]
+        key = self.table.key[0]
+        filled = " AND ".join(f"{column.name} IS NOT NULL" for column in self.table.columns if not column.nullable)
+        count, distinct, complete = con.execute(
+            f"SELECT count(*), count(DISTINCT {key}), coalesce(bool_and({filled}), true) FROM {parquet_scan(path)}"
+        ).fetchone()
+        if found != expected or count != distinct or not complete:
+            raise RetentionOpsError(f"the new {self.name} version breaks the catalog (columns, unique {key}); not published")
+        if not count:
+            raise InputRefused(f"this would leave no {self.name} at all; nothing was written.\nCheck the file.")
+        return count
+
+    def _hash(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
+        """sha256 over the rows in stored order, fetched piece by piece so that memory does not grow with the table."""
+        # values hold no control characters, so two different rows never give the same text
+        text = " || chr(31) || ".join(f"coalesce(CAST({name} AS VARCHAR), '')" for name in self.table.column_names)
+        digest = hashlib.sha256()
+        con.execute(f"SELECT {text} || chr(10) FROM {parquet_scan(path)}")
+        while rows := con.fetchmany(HASH_ROWS):
+            digest.update("".join(row[0] for row in rows).encode())
+        return digest.hexdigest()
+
+    def publish(self, draft: Draft, parent: Version | None, **facts: Any) -> V:
+        """Give the draft its final name, then point CURRENT at it; each step is on disk before the next."""
+        numbers = [int(path.name[8:14]) for path in self.folder.glob("version=*")]
+        name = f"{max(numbers, default=0) + 1:06d}-{draft.content_sha256[:12]}"
+        target = self.folder / f"version={name}"
+        version = self.kind(
+            version=name, path=target / "part-0.parquet", content_sha256=draft.content_sha256,
+            parent=parent.version if parent else None, **facts,
+        )
+        values = _adapter(self.kind).dump_python(version, mode="json", exclude={"path"})
+        (draft.folder / "version.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for path in draft.folder.iterdir():
+            fsync_file(path)
+        fsync_folder(draft.folder)
+        os.rename(draft.folder, target)
+        fsync_folder(self.folder)
+        write_atomic(self.folder / "CURRENT", json.dumps({"version": name}) + "\n")
+        return version
+
+    def prune(self, keep: int) -> None:
+        """Delete the parquet file of all but the newest `keep` versions."""
+        for version in self.versions()[:-keep]:
+            version.path.unlink(missing_ok=True)
+
+
+def orders_store(settings: Settings) -> Store[OrdersVersion]:
+    return Store(settings.home / "lake" / "orders", OrdersVersion, "orders")
+
+
+def customers_store(settings: Settings) -> Store[CustomersVersion]:
+    return Store(settings.home / "lake" / "customers", CustomersVersion, "customers")
