@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,9 +86,16 @@ def _print_json(value: Any) -> None:
 
 def _command(settings: Settings, words: str) -> str:
     """A command as this user would type it, home included."""
-    default = load_settings().home
-    where = f" --home {settings.home}" if settings.home != default else ""
-    return f"retention-ops{where} {words}"
+    where = f" --home {shlex.quote(str(settings.home))}" if settings.home != load_settings().home else ""
+    return f"{_program()}{where} {words}"
+
+
+def _program() -> str:
+    """`retention-ops` where the shell finds it, else the path it was started by (after `make demo` it is not on PATH)."""
+    started = Path(sys.argv[0])
+    if shutil.which("retention-ops") or started.name != "retention-ops":
+        return "retention-ops"
+    return shlex.quote(os.path.relpath(started) if started.is_relative_to(Path.cwd()) else str(started))
 
 
 def _say(text: str) -> None:
@@ -333,8 +342,6 @@ def demo(
 
 def _demo_shop(settings: Settings, customers: int, seed: int) -> Any:
     """The shop's files; a demo of another size or seed starts over in its own folder."""
-    import shutil
-
     from retention_ops.sources.shop import write_shop
     from retention_ops.warehouse.files import write_atomic
 
