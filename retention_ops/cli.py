@@ -141,10 +141,10 @@ def ingest(
     """Check order files and add them to the lake. A file is taken whole or not at all."""
     from retention_ops.log import runs
     from retention_ops.log.database import ops_database
-    from retention_ops.sources.ingest import current_customers, orders_versions
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.warehouse.freshness import stored_from
     from retention_ops.warehouse.lake import Lake
+    from retention_ops.warehouse.versions import current_customers, orders_versions
 
     settings = _settings()
     with err.status("opening files") if not as_json else _nothing() as spinner:

@@ -15,11 +15,11 @@ import duckdb
 import pandas as pd
 
 from retention_ops.errors import NoOrders
-from retention_ops.sources.versions import OrdersVersion
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import query
+from retention_ops.warehouse.versions import OrdersVersion
 
 INPUT = {
     "retention_snapshot": "base_customers",

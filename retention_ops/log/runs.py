@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from retention_ops.log.database import ingestions, lock_chain, ops_runs_log
-from retention_ops.sources.ingest import CustomersVersion, OrdersVersion
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
 from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion
 
 GENESIS = "0" * 64
 COLUMNS = TABLES["ops_runs_log"].column_names

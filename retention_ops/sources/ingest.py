@@ -20,25 +20,17 @@ from retention_ops.settings import Settings
 from retention_ops.sources.presets import Preset, get_preset
 from retention_ops.sources.reading import InputFile, Progress, Source, open_files
 from retention_ops.sources.validation import Bounds, Findings, Problem, bounds, check, load
-from retention_ops.sources.versions import (
-    CustomersVersion,
-    OrdersVersion,
-    Store,
-    Version,
-    current_customers,
-    current_orders,
-    customers_store,
-    orders_store,
-    orders_versions,
-)
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import connect_in_memory
 from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.files import scratch_folder
-
-__all__ = [
-    "CustomersVersion", "IngestReport", "OrdersVersion", "current_customers", "current_orders", "ingest", "orders_versions",
-]
+from retention_ops.warehouse.versions import (
+    OrdersVersion,
+    Store,
+    Version,
+    customers_store,
+    orders_store,
+)
 
 CORRECT = "Correct the file and ingest it again; --show-values shows the values at fault."
 CHANGES = ("added", "replaced", "removed", "unchanged")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from retention_ops.sources.versions import orders_versions
 from retention_ops.warehouse.dialect import file_list
 from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.versions import orders_versions
 
 KEPT_FOR_EVER = ("retention_daily", "alert_logic", "customer_priority")
 

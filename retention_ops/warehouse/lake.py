@@ -19,11 +19,11 @@ import pandas as pd
 
 from retention_ops.errors import QualityError
 from retention_ops.settings import Settings
-from retention_ops.sources.versions import CustomersVersion, OrdersVersion, current_customers, current_orders
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
 from retention_ops.warehouse.connection import connect_in_memory
 from retention_ops.warehouse.dialect import file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
+from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion, current_customers, current_orders
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 

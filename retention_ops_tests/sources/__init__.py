@@ -13,7 +13,8 @@ import pytest
 
 import retention_ops
 from retention_ops.settings import Settings
-from retention_ops.sources.ingest import IngestReport, OrdersVersion, current_orders, ingest
+from retention_ops.sources.ingest import IngestReport, ingest
+from retention_ops.warehouse.versions import OrdersVersion, current_orders
 
 SHARED_DATA = Path(retention_ops.__file__).parents[1].parent / "shared" / "data"
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)

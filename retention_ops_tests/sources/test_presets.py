@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 
 from retention_ops.errors import InputRefused, UsageError
-from retention_ops.sources.ingest import current_customers
 from retention_ops.sources.presets import PRESETS, describe, get_preset
+from retention_ops.warehouse.versions import current_customers
 from retention_ops_tests.sources import Shop, read, shared
 
 UCI = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"

@@ -15,8 +15,8 @@ import pytest
 
 import retention_ops
 from retention_ops.errors import InputRefused, RetentionOpsError
-from retention_ops.sources.versions import current_customers, current_orders, orders_versions
 from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.versions import current_customers, current_orders, orders_versions
 from retention_ops_tests.sources import NOW, ORDERS_HEADER, Shop
 
 A1 = ("O1", "A", "2024-05-02", "10.00")
