@@ -1,14 +1,17 @@
 """The command `retention-ops`. Each command prints what happened and what to do next; `--json` prints data only.
 
-Exit codes: 0 done, 1 failed, 2 bad usage. Dagster is imported only by commands that start runs.
+Exit codes: 0 done, 1 failed, 2 bad usage, 130 stopped by Ctrl-C. Dagster is imported only by commands that start runs.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
 import shutil
+import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,8 +66,11 @@ def _options(
     _home = home
 
 
-def _settings(**overrides: Any) -> Settings:
-    return load_settings(**({"home": _home} if _home else {}), **overrides)
+def _settings() -> Settings:
+    settings = load_settings(**({"home": _home} if _home else {}))
+    if settings.home.exists() and not settings.home.is_dir():
+        raise UsageError(f"home {settings.home} is not a folder; choose another with --home")
+    return settings
 
 
 def _plain(value: Any) -> Any:
@@ -142,6 +148,7 @@ def ingest(
     from retention_ops.log import runs
     from retention_ops.log.database import ops_database
     from retention_ops.sources.ingest import ingest as take_in
+    from retention_ops.status import packs_with_refused
     from retention_ops.warehouse.freshness import stored_from
     from retention_ops.warehouse.lake import Lake
     from retention_ops.warehouse.versions import current_customers, orders_versions
@@ -158,7 +165,10 @@ def ingest(
         runs.record_ingestions(engine, "customers", [customers] if customers else [])
     lake = Lake(settings)
     lake.refresh_views()
-    stale = stored_from(lake, report.stale_from) if report.changed and report.stale_from else []
+    if report.dataset == "customers":
+        stale = packs_with_refused(lake)
+    else:
+        stale = stored_from(lake, report.stale_from) if report.changed and report.stale_from else []
     if as_json:
         _print_json({**_plain(report), "stale_dates": stale})
         return
@@ -171,7 +181,6 @@ def _nothing() -> Iterator[None]:
 
 
 def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
-    what = "orders" if report.dataset == "orders" else "customers"
     if not report.changed:
         _say(f"Nothing new: these files are already in version {report.version}.")
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
@@ -179,7 +188,7 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
     for reason, count in report.excluded.items():
         table.add_row(f"  left out: {escape(reason)}", f"{count:,}")
     if report.dataset == "orders":
-        table.add_row("orders in the lake", f"{report.rows:,} of {report.customers:,} customers ({report.currency})")
+        table.add_row("orders in the lake", f"{report.rows:,} of {_count(report.customers, 'customer')} ({report.currency})")
         table.add_row("  added / replaced / known", f"{report.added:,} / {report.replaced:,} / {report.unchanged:,}")
         table.add_row("dates", f"{report.first_date} to {report.last_date}")
         table.add_row("complete through", f"{report.complete_through}  (change with --complete-through)")
@@ -188,7 +197,8 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
     table.add_row("version", report.version)
     out.print(table)
     if stale:
-        _say(f"[yellow]{len(stale)} stored dates are stale[/yellow]: {stale[0]} to {stale[-1]} were built from older {what}.")
+        why = "built from older orders" if report.dataset == "orders" else "with lists that name customers who refused consent"
+        _say(f"[yellow]Stale: {_dates(stale)}[/yellow], {why}.")
         _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
     elif report.dataset == "orders":
         _next(
@@ -232,6 +242,9 @@ def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> di
     if not outcome.success:
         if as_json:
             _print_json({"run_id": outcome.run_id, "success": False, "errors": outcome.errors})
+        if outcome.interrupted:
+            err.print("stopped. Finished dates are kept; the same command does the rest.")
+            raise typer.Exit(130)
         for message in outcome.errors or ["the run failed; see it in `retention-ops ui`"]:
             err.print(f"[red]failed[/red] {escape(message)}", soft_wrap=True)
         err.print(f"run {outcome.run_id}. What was finished is kept; the same command heals the rest.")
@@ -271,6 +284,8 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
         "silenced": sum(bool(a["gate"]) and _rises(a) for a in alerts),
         "alert": alerts[-1],
         "counts": {tier: entry["listed"] for tier, entry in pack.manifest["audiences"].items()},
+        "no_consent": sum(sum(entry["excluded"].values()) for entry in pack.manifest["audiences"].values()),
+        "packs": sum((settings.packs / alert["alert_date"]).exists() for alert in alerts),
         "pack": pack.folder, "files": sorted(pack.manifest["files"]),
         "facts_sha256": pack.facts_sha256, "audience_sha256": pack.manifest["audience_sha256"],
         "log": log,
@@ -284,14 +299,17 @@ def _show_run(summary: dict[str, Any], settings: Settings) -> None:
         for row in [row for row in summary["flagged"] if row["alert_date"] != last.isoformat()][-10:]:
             _say(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
     _say(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
-    _say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)")
+    _say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)"
+         + (f"; {summary['no_consent']:,} of them without consent, left off the lists" if summary["no_consent"] else ""))
     for row in summary["log"]:
         reason = row["error_message"] or "written to the outbox, nothing sent"
         _say(escape(f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}, {reason}"))
-    _say(f"Pack: {escape(str(summary['pack']))}")
+    _say(f"Pack: {escape(str(summary['pack']))}" + (
+        f" (and {summary['packs'] - 1:,} more; of a range the newest {settings.pack_keep_days} dates and flagged ones get a pack)"
+        if summary["packs"] > 1 else ""))
     brief = next(name for name in summary["files"] if name.endswith(".md"))
     _next(
-        f"open {summary['pack']}/briefing.html   (or read {brief} beside it)",
+        f"open {shlex.quote(str(summary['pack'] / 'briefing.html'))}   (or read {brief} beside it)",
         _command(settings, f"explain --date {last}"),
         _command(settings, "ui"),
     )
@@ -385,8 +403,11 @@ def alerts(
     out.print(table)
     missing = (last - first).days + 1 - len(rows)
     if missing:
-        _say(f"{missing} of {(last - first).days + 1} dates are not built.")
-        _next(_command(settings, f"backfill --from {first} --to {last}"))
+        _say(f"{missing} of {_count((last - first).days + 1, 'date')} not built.")
+        orders = _lake(settings).orders()
+        start = max(first, settings.start_date or orders.first_date) if orders else first
+        if start <= last:
+            _next(_command(settings, f"backfill --from {start} --to {last}"))
 
 
 @app.command(epilog="Examples:\n\n  retention-ops explain --date 2011-01-20\n\n  retention-ops explain --customer 17381 --date 2011-09-30")
@@ -410,86 +431,62 @@ def explain(
 @app.command(epilog="Examples:\n\n  retention-ops status\n\n  retention-ops status --json")
 def status(as_json: Json = False) -> None:
     """Data, complete_through, last run, mode, flagged dates, failed answers, stale dates, lake and events."""
+    from retention_ops.status import status as look
+
     settings = _settings()
-    facts = _status(settings)
+    facts = look(settings)
     if as_json:
         _print_json(facts)
         return
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("home", escape(str(settings.home)))
-    orders = facts["orders"]
-    table.add_row("orders", f"{orders['orders']:,} of {orders['customers']:,} customers, {orders['first_date']} to {orders['last_date']} "
-                            f"({orders['version']})" if orders else "none yet")
-    table.add_row("complete through", str(orders["complete_through"]) if orders else "")
-    table.add_row("customer attributes", f"{facts['customers']:,} customers" if facts["customers"] is not None else "none (optional)")
-    table.add_row("dates built", f"{facts['dates_built']:,}" + (f", newest {facts['newest_date']}" if facts["newest_date"] else ""))
-    table.add_row("mode", f"{settings.mode}" + (" (nothing leaves this machine)" if settings.mode in ("off", "shadow") else ""))
-    table.add_row("last run", _last_run(facts["last_run"]))
-    table.add_row("flagged, last 30 dates built", ", ".join(f"{row['alert_date']} {row['severity']}" for row in facts["flagged"]) or "none")
-    table.add_row("failed answers", str(facts["failed_answers"]))
-    table.add_row("audit log", facts["audit"])
-    stale = facts["stale_dates"]
-    table.add_row("stale dates", f"[yellow]{len(stale)}, from {stale[0]} to {stale[-1]}[/yellow]" if stale else "none")
-    if facts["other_rules_dates"]:
-        days = facts["other_rules_dates"]
-        table.add_row("built under other settings", f"{len(days)}, from {days[0]} to {days[-1]}")
-    table.add_row("lake and events", escape("; ".join(facts["mismatches"])) or "agree")
+    for name, text in _status_lines(facts):
+        table.add_row(name, text)
     out.print(table)
-    if not orders:
-        _next(_command(settings, "demo"), _command(settings, "ingest orders.csv --preset orders"))
-    elif stale:
-        _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
-    elif facts["newest_date"] != orders["complete_through"]:
-        _next(_command(settings, f"run --date {orders['complete_through']}"))
-    else:
-        _next(_command(settings, f"explain --date {facts['newest_date']}"), _command(settings, "ui"))
+    _next(*(_command(settings, words) for words in facts["next"]))
 
 
-def _last_run(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "none yet"
-    return f"{row['alert_date']} {row['severity']}, response {row['status']}, {row['run_timestamp']:%Y-%m-%d %H:%M} UTC"
-
-
-def _status(settings: Settings) -> dict[str, Any]:
-    from retention_ops.log import runs
-    from retention_ops.log.database import ops_database
-    from retention_ops.package.pack import records
-    from retention_ops.warehouse.freshness import freshness
-
-    lake = _lake(settings)
-    orders, customers = lake.orders(), lake.customers()
-    built = lake.days("alert_logic")
-    log: list[dict[str, Any]] = []
-    audit = "no rows yet"
-    disagreements: list[str] = []
+def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of each line, markup included."""
+    orders, run, answer = facts["orders"], facts["last_run"], facts["last_answer"]
+    yield "home", escape(str(facts["home"]))
     if orders:
-        from retention_ops.launch import mismatches
+        yield "orders", f"{orders.orders:,} of {_count(orders.customers, 'customer')}, {orders.first_date} to {orders.last_date}"
+        yield "orders version", orders.version
+        yield "complete through", str(orders.complete_through)
+    else:
+        yield "orders", "none yet"
+    yield "customer attributes", _count(facts["customers"], "customer") if facts["customers"] is not None else "none (optional)"
+    yield "dates built", f"{facts['dates_built']:,}" + (f", newest {facts['newest_date']}" if facts["newest_date"] else "")
+    yield "mode", facts["mode"] + (" (nothing leaves this machine)" if facts["mode"] in ("off", "shadow") else "")
+    yield "last run", _last_run(run) if run else "none yet"
+    yield "last answer", (f"{answer['alert_date']} {answer['severity']}, {answer['status']}, {answer['run_timestamp']:%Y-%m-%d %H:%M} UTC"
+                          if answer else "none yet")
+    yield "flagged, last 30 dates built", ", ".join(f"{row['alert_date']} {row['severity']}" for row in facts["flagged"]) or "none"
+    yield "audit log", f"[red]{facts['audit']}[/red]" if facts["audit_broken_at"] else facts["audit"]
+    for name, words in (
+        ("stale_dates", "built from older orders"), ("unfinished_dates", "have tables but no pack: a run was interrupted"),
+        ("unanswered_dates", "flagged but not answered"), ("failed_answers", "with a failed answer"),
+        ("packs_with_refused", "with lists naming customers who refused consent since"),
+        ("other_rules_dates", "built under other settings"),
+    ):
+        if facts[name]:
+            yield "attention", f"[yellow]{_dates(facts[name])} {words}[/yellow]"
+    yield "lake and events", escape("; ".join(facts["mismatches"])) or "agree"
 
-        with ops_database(settings) as engine:
-            log = runs.rows(engine)
-            broken = runs.first_broken_row(engine)
-        audit = f"broken at row {broken[0]} ({broken[1]['alert_date']})" if broken else f"{len(log):,} rows, hash chain whole"
-        disagreements = mismatches(settings, lake)
-    fresh = freshness(lake)
-    recent = records(lake.read_range("alert_logic", built[-30:][0], built[-1])) if built else []
-    newest_answers = {row["alert_date"]: row for row in log}
-    return {
-        "home": settings.home,
-        "mode": settings.mode,
-        "orders": _plain(orders) if orders else None,
-        "complete_through": orders.complete_through if orders else None,
-        "customers": customers.customers if customers else None,
-        "dates_built": len(built),
-        "newest_date": built[-1].isoformat() if built else None,
-        "last_run": log[-1] if log else None,
-        "flagged": [row for row in recent if row["alert_flag"]],
-        "failed_answers": sum(row["status"] == "failed" for row in newest_answers.values()),
-        "audit": audit,
-        "stale_dates": fresh.stale,
-        "other_rules_dates": fresh.other_rules,
-        "mismatches": disagreements,
-    }
+
+def _last_run(run: dict[str, Any]) -> str:
+    dates = run["from"] if run["from"] == run["to"] else f"{run['from']} to {run['to']}"
+    style = {"success": "green", "failure": "red"}.get(run["status"], "yellow")
+    return f"{dates} [{style}]{run['status']}[/], {run['started']:%Y-%m-%d %H:%M} UTC"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _dates(days: list[date]) -> str:
+    """How many dates, and from when to when."""
+    return str(days[0]) if len(days) == 1 else f"{len(days):,} dates between {min(days)} and {max(days)}"
 
 
 @app.command(epilog="Examples:\n\n  retention-ops ui\n\n  retention-ops --home .retention_ops/demo ui --port 3001")
@@ -502,13 +499,33 @@ def ui(
 
     settings = _settings()
     home = dagster_home(settings)
+    _check_free(host, port)
+    # one daemon per home; the lock goes with the process that this one becomes
+    held = os.open(home / ".ui.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"`retention-ops ui` already runs for {settings.home}; stop it first, or open the page it named") from None
+    os.set_inheritable(held, True)
     environment = {
         **os.environ, "DAGSTER_HOME": str(home), "RETENTION_OPS_HOME": str(settings.home.absolute()),
-        "RETENTION_OPS_DAGSTER_URL": f"http://{host}:{port}",
+        "RETENTION_OPS_DAGSTER_URL": os.environ.get("RETENTION_OPS_DAGSTER_URL") or f"http://{host}:{port}",
     }
     _say(f"Dagster on http://{host}:{port} for {escape(str(settings.home))}; its runs page is /runs. Stop with Ctrl-C.")
+    # started with & from a script, SIGINT arrives ignored, and Dagster would then ignore SIGTERM as well
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "retention_ops.definitions", "-h", host, "-p", str(port)]
     os.execve(sys.executable, command, environment)
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
 
 
 def main() -> None:
@@ -518,6 +535,10 @@ def main() -> None:
     except RetentionOpsError as error:
         err.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        err.print(f"[red]error[/red] {escape(f'{error.strerror or error}{where}')}", soft_wrap=True, highlight=False)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -27,11 +28,12 @@ UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dags
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended; `errors` are messages fit for people."""
+    """How a run ended; `errors` are messages fit for people, `interrupted` says that a person stopped it."""
 
     run_id: str
     success: bool
     errors: list[str]
+    interrupted: bool = False
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -99,36 +101,60 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
             instance=stored, raise_on_error=False, tags=tags, **dates,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
-    return RunOutcome(result.run_id, result.success, _errors(result))
+    errors = [(step, _root(error)) for step, error in _step_errors(result)]
+    interrupted = any(error.cls_name in ("DagsterExecutionInterruptedError", "KeyboardInterrupt") for _, error in errors)
+    return RunOutcome(result.run_id, result.success, [f"{step}: {_message(error)}" for step, error in errors], interrupted)
 
 
-def _errors(result: dg.ExecuteInProcessResult) -> list[str]:
-    messages = []
+def _step_errors(result: dg.ExecuteInProcessResult) -> Iterator[tuple[str, Any]]:
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error:
-            error = event.step_failure_data.error
-            while error.cause:
-                error = error.cause
-            # the class name in front says nothing to a user, unless the error is one nobody expected
-            known = error.cls_name == "Failure" or error.cls_name in _expected_errors()
-            message = error.message.strip()
-            messages.append(f"{event.step_key}: {message.partition(': ')[2] if known else message}")
-    return messages
+            yield event.step_key, event.step_failure_data.error
+
+
+def _root(error: Any) -> Any:
+    """What went wrong first, under the layers Dagster puts around it."""
+    while error.cause and error.cls_name not in _expected_errors():
+        error = error.cause
+    return error
+
+
+def _message(error: Any) -> str:
+    # the class name in front says nothing to a user, unless the error is one nobody expected
+    known = error.cls_name == "Failure" or error.cls_name in _expected_errors()
+    return error.message.strip().partition(": ")[2] if known else error.message.strip()
 
 
 def _expected_errors(base: type = RetentionOpsError) -> set[str]:
     return {base.__name__} | {name for child in base.__subclasses__() for name in _expected_errors(child)}
 
 
+def materialized_dates(settings: Settings, asset: str) -> set[date]:
+    """Dates for which Dagster recorded a materialization of `asset`."""
+    with instance(settings) as stored:
+        return {date.fromisoformat(key) for key in stored.get_materialized_partitions(dg.AssetKey(asset))}
+
+
+def last_run(settings: Settings) -> dict[str, Any] | None:
+    """Dates, status and start (UTC) of the newest run, whoever started it; runs whose command was killed are closed first."""
+    with instance(settings) as stored:
+        close_killed_runs(stored)
+        records = stored.get_run_records(limit=1)
+    if not records:
+        return None
+    run = records[0].dagster_run
+    first = run.tags.get(RANGE_START) or run.tags.get("dagster/partition", "")
+    last = run.tags.get(RANGE_END, first)
+    return {"run_id": run.run_id, "from": first, "to": last, "status": run.status.value.lower(), "started": records[0].create_timestamp}
+
+
 def mismatches(settings: Settings, lake: Lake) -> list[str]:
     """Where the lake and Dagster's events disagree, in sentences; the cure for each is to run those dates again."""
     found = []
-    with instance(settings) as stored:
-        for table in KEPT_FOR_EVER:
-            events = {date.fromisoformat(key) for key in stored.get_materialized_partitions(dg.AssetKey(table))}
-            files = set(lake.days(table))
-            found += [f"{table}: {_span(files - events)} stored, but Dagster recorded no event"] if files - events else []
-            found += [f"{table}: {_span(events - files)} recorded, but the file is gone"] if events - files else []
+    for table in KEPT_FOR_EVER:
+        events, files = materialized_dates(settings, table), set(lake.days(table))
+        found += [f"{table}: {_span(files - events)} stored, but Dagster recorded no event"] if files - events else []
+        found += [f"{table}: {_span(events - files)} recorded, but the file is gone"] if events - files else []
     return found
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from retention_ops.cli import app
 from retention_ops.definitions import build_loop
+from retention_ops.detect.compute import table_for
 from retention_ops.launch import run_dates
+from retention_ops.status import status
 from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.shops import lake_with, small_shop
 
@@ -89,10 +93,65 @@ def test_status_of_an_empty_home_points_to_the_first_step(tmp_path):
 
 
 def test_status_as_json(shop_home):
-    status = json.loads(cli("status", "--json", home=shop_home).stdout)
-    assert status["mode"] == "shadow" and status["dates_built"] == 8 and status["stale_dates"] == [] and status["mismatches"] == []
-    assert status["complete_through"] == LAST_DAY.isoformat() == status["newest_date"]
-    assert status["audit"] == "1 rows, hash chain whole" or status["audit"].endswith("hash chain whole")
+    facts = json.loads(cli("status", "--json", home=shop_home).stdout)
+    assert facts["mode"] == "shadow" and facts["dates_built"] == 8 and facts["stale_dates"] == [] and facts["mismatches"] == []
+    assert facts["complete_through"] == LAST_DAY.isoformat() == facts["newest_date"]
+    assert facts["audit"].endswith("hash chain whole") and facts["unfinished_dates"] == [] and facts["last_run"]["status"] == "success"
+
+
+def test_status_names_what_an_interrupted_run_left_undone(tmp_path, monkeypatch):
+    """Tables without packs and a failed run must not read as "everything agrees"."""
+    lake = lake_with(small_shop(), tmp_path / "home")
+    loop = build_loop(lake.settings)
+    days = [LAST_DAY - timedelta(offset) for offset in (2, 1, 0)]
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retention_ops.package.assets.build_pack", dies)
+    outcome = run_dates(loop, days[0], days[-1])
+    assert not outcome.success and outcome.interrupted
+    monkeypatch.undo()
+    facts = status(lake.settings)
+    assert facts["unfinished_dates"] == days
+    assert facts["last_run"]["status"] in ("failure", "canceled")
+    assert facts["next"] == [f"backfill --from {days[0]} --to {days[-1]}"]
+    assert run_dates(loop, days[0], days[-1]).success
+    facts = status(lake.settings)
+    assert facts["unfinished_dates"] == [] and facts["next"][0].startswith("explain")
+
+
+def test_a_withdrawn_consent_names_the_packs_that_still_list_the_customer(tmp_path):
+    shop = small_shop()
+    people = pd.DataFrame({"customer_id": sorted(set(shop["customer_id"])), "consent": "yes"})
+    lake = lake_with(shop, tmp_path / "home", customers=people)
+    loop = build_loop(lake.settings)
+    assert run_dates(loop, LAST_DAY, LAST_DAY).success
+    assert status(lake.settings)["packs_with_refused"] == []
+    listed = table_for(lake, "customer_priority", LAST_DAY)["customer_id"].iloc[0]
+    refusal = tmp_path / "refusal.csv"
+    refusal.write_text(f"customer_id,consent\n{listed},no\n")
+    result = cli("ingest", refusal, "--preset", "customers", home=lake.settings.home)
+    assert result.returncode == 0 and f"--from {LAST_DAY} --to {LAST_DAY}" in result.stdout
+    assert status(lake.settings)["packs_with_refused"] == [LAST_DAY]
+    assert "Do not contact" in cli("explain", "--customer", listed, "--date", LAST_DAY, home=lake.settings.home).stdout
+    assert run_dates(loop, LAST_DAY, LAST_DAY).success
+    assert status(lake.settings)["packs_with_refused"] == []
+
+
+def test_home_must_be_a_folder(tmp_path):
+    file = tmp_path / "orders.csv"
+    file.write_text("x")
+    result = cli("status", home=file)
+    assert result.returncode == 2 and "is not a folder" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_busy_port_is_named_before_anything_starts(shop_home):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = cli("ui", "--port", taken.getsockname()[1], home=shop_home)
+    assert result.returncode == 2 and "choose another --port" in result.stderr
 
 
 def test_alerts_as_json_and_as_a_table(shop_home):
@@ -100,7 +159,7 @@ def test_alerts_as_json_and_as_a_table(shop_home):
     rows = json.loads(cli("alerts", "--from", first, "--to", last, "--json", home=shop_home).stdout)
     assert [row["alert_date"] for row in rows] == [(first + timedelta(offset)).isoformat() for offset in range(3)]
     table = cli("alerts", "--from", LAST_DAY - timedelta(9), "--to", last, home=shop_home).stdout
-    assert last.isoformat() in table and "2 of 10 dates are not built" in table and "backfill --from" in table
+    assert last.isoformat() in table and "2 of 10 dates not built" in table and "backfill --from" in table
 
 
 def test_run_as_json_is_data_only(shop_home):
@@ -116,7 +175,7 @@ def test_explain_a_date_and_a_customer(shop_home):
     text = cli("explain", "--date", LAST_DAY, home=shop_home).stdout
     assert "The rule:" in text and "min_sample" in text and "Verdict: INFO" in text
     text = cli("explain", "--customer", "promo0", "--date", LAST_DAY, home=shop_home).stdout
-    assert "1 order on 1 day" in text and "no rhythm yet" in text and "Not on the list" in text
+    assert "1 order on 1 day" in text and "no rhythm yet" in text and "Not in the queue" in text
     data = json.loads(cli("explain", "--customer", "promo0", "--date", LAST_DAY, "--json", home=shop_home).stdout)
     assert data["facts"]["total_orders"] == 1 and data["facts"]["priority"] is None
     unknown = cli("explain", "--customer", "nobody", "--date", LAST_DAY, home=shop_home)
@@ -134,13 +193,14 @@ def test_ingest_reports_what_it_left_out_and_what_is_stale(tmp_path):
     home = tmp_path / "home"
     result = cli("ingest", orders, "--preset", "orders", home=home)
     assert result.returncode == 0, result.stderr
-    assert "zero amount" in result.stdout and "2 of 1 customers" in result.stdout and "run --date 2024-01-05" in result.stdout
+    assert "zero amount" in result.stdout and "2 of 1 customer " in result.stdout and "run --date 2024-01-05" in result.stdout
     assert cli("run", "--date", "2024-01-05", home=home).returncode == 0
     orders.write_text("order_id,customer_id,order_date,order_amount\n3,a,2024-01-05,99\n")
     refused = cli("ingest", orders, "--preset", "orders", home=home)
     assert refused.returncode == 1 and "--replace" in refused.stderr
     replaced = cli("ingest", orders, "--preset", "orders", "--replace", home=home)
-    assert "1 stored dates are stale" in replaced.stdout and "backfill --from 2024-01-05 --to 2024-01-05" in replaced.stdout
+    assert "Stale: 2024-01-05, built from older orders" in replaced.stdout
+    assert "backfill --from 2024-01-05 --to 2024-01-05" in replaced.stdout
     assert "Nothing new" in cli("ingest", orders, "--preset", "orders", home=home).stdout
     report = json.loads(cli("ingest", orders, "--preset", "orders", "--json", home=home).stdout)
     assert report["changed"] is False and report["rows"] == 2

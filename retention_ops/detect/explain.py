@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.detect.compute import PRIORITY_ORDER, workspace
-from retention_ops.errors import RetentionOpsError
+from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
 from retention_ops.warehouse.lake import Lake
 
@@ -45,6 +45,8 @@ def explain_date(lake: Lake, day: date) -> tuple[dict[str, Any], list[str]]:
     """The alert of D: its row, and what it means in sentences."""
     settings = lake.settings
     with workspace(lake) as space:
+        if day < space.orders.first_date:
+            raise UsageError(f"{day} is before the first order on {space.orders.first_date}: there is nothing to explain")
         space.build("alert_logic", day)
         alert = _row(space.rows("alert_logic"))
         daily = space.rows("retention_daily")
@@ -79,11 +81,13 @@ def explain_customer(lake: Lake, customer_id: str, day: date) -> tuple[dict[str,
         if churn.empty:
             raise RetentionOpsError(f"customer {customer_id!r} has no order by {day}; check the id, or choose a later --date")
         queue = space.rows("customer_priority", PRIORITY_ORDER).reset_index(drop=True)
+        refused = space.connection.execute("SELECT 1 FROM customers WHERE customer_id = ? AND consent = false", [customer_id]).fetchall()
         currency = space.orders.currency
     row = _row(churn)
     queued = queue[queue["customer_id"] == customer_id]
     row["priority"] = _row(queued) if len(queued) else None
     row["rank"] = int(queued.index[0]) + 1 if len(queued) else None
+    row["refused_consent"] = bool(refused)
     return row, [*_signals(row, day, currency, lake.settings), *_tier(row, len(queue), lake.settings)]
 
 
@@ -127,9 +131,10 @@ def _tier(row: dict[str, Any], listed: int, settings: Settings) -> list[str]:
     queued = row["priority"]
     if queued:
         return [
-            f"On the list as {queued['priority_tier']}, place {row['rank']:,} of {listed:,}, score {queued['priority_score']:.4f}: "
+            f"In the queue as {queued['priority_tier']}, place {row['rank']:,} of {listed:,}, score {queued['priority_score']:.4f}: "
             f"{queued['priority_reason']}.",
-            f"Recommended: {queued['recommended_action']}.",
+            "Do not contact: consent was refused, so the audience files leave this customer out." if row["refused_consent"]
+            else f"Recommended: {queued['recommended_action']}.",
         ]
     status, level, days = row["retention_status"], row["churn_risk_level"], int(row["days_since_last_order"])
     window = 2 * settings.at_risk_limit
@@ -141,4 +146,4 @@ def _tier(row: dict[str, Any], listed: int, settings: Settings) -> list[str]:
         needed = {"ACTIVE": "P1 takes ACTIVE customers with HIGH risk", "AT_RISK": "P2 takes AT_RISK customers with HIGH or MEDIUM risk",
                   "INACTIVE": "P3 takes INACTIVE customers with HIGH risk"}[status]
         why = f"{needed}, this one is {level}"
-    return [f"Not on the list: {why}."]
+    return [f"Not in the queue: {why}."]

@@ -1,0 +1,111 @@
+"""Is everything as it should be? Data, runs, answers, lists and what to do next, as plain values for any door to show."""
+
+from __future__ import annotations
+
+import csv
+from datetime import date
+from typing import Any
+
+from retention_ops.errors import PackError
+from retention_ops.log import runs
+from retention_ops.log.database import ops_database
+from retention_ops.package.audiences import TIERS
+from retention_ops.package.pack import find_pack, records
+from retention_ops.settings import Settings
+from retention_ops.warehouse.freshness import freshness
+from retention_ops.warehouse.lake import Lake
+
+RECENT = 30
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """Everything `retention-ops status` shows. `next` is the most useful command (without the program's name)."""
+    lake = Lake(settings)
+    orders, customers = lake.orders(), lake.customers()
+    built = lake.days("alert_logic")
+    recent = records(lake.read_range("alert_logic", built[-RECENT:][0], built[-1])) if built else []
+    facts: dict[str, Any] = {
+        "home": settings.home,
+        "mode": settings.mode,
+        "orders": orders,
+        "complete_through": orders.complete_through if orders else None,
+        "customers": customers.customers if customers else None,
+        "dates_built": len(built),
+        "newest_date": built[-1] if built else None,
+        "flagged": [row for row in recent if row["alert_flag"]],
+        "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
+        "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
+        "packs_with_refused": packs_with_refused(lake),
+    }
+    fresh = freshness(lake)
+    facts |= {"stale_dates": fresh.stale, "other_rules_dates": fresh.other_rules}
+    if orders:
+        facts |= _answers(lake, recent) | _runs(lake, built)
+    return facts | {"next": _next(facts)}
+
+
+def _answers(lake: Lake, recent: list[dict[str, Any]]) -> dict[str, Any]:
+    with ops_database(lake.settings) as engine:
+        log = runs.rows(engine)
+        broken = runs.first_broken_row(engine)
+    newest = {row["alert_date"]: row for row in log}
+    return {
+        "last_answer": log[-1] if log else None,
+        "failed_answers": [day for day, row in newest.items() if row["status"] == "failed"],
+        "audit": f"broken at row {broken[0]}, date {broken[1]['alert_date']}" if broken
+        else f"{len(log):,} row{'' if len(log) == 1 else 's'}, hash chain whole",
+        "audit_broken_at": broken[0] if broken else None,
+        "unanswered_dates": [date.fromisoformat(row["alert_date"]) for row in recent
+                             if row["alert_flag"] and date.fromisoformat(row["alert_date"]) not in newest],
+    }
+
+
+def _runs(lake: Lake, built: list[date]) -> dict[str, Any]:
+    from retention_ops.launch import last_run, materialized_dates, mismatches  # Dagster only where there is something to ask
+
+    packed = materialized_dates(lake.settings, "action_pack") if built else set()
+    return {
+        "last_run": last_run(lake.settings),
+        "unfinished_dates": [day for day in built if day not in packed],
+        "mismatches": mismatches(lake.settings, lake),
+    }
+
+
+def packs_with_refused(lake: Lake) -> list[date]:
+    """Dates whose audience files list a customer who, by what is known now, refused consent."""
+    customers = lake.customers()
+    if customers is None:
+        return []
+    known = lake.read("customers", customers.version)
+    refused = set(known.loc[known["consent"].eq(False), "customer_id"])
+    found = []
+    for folder in sorted(lake.settings.packs.glob("????-??-??")) if refused else []:
+        try:
+            pack = find_pack(lake.settings, date.fromisoformat(folder.name))
+        except PackError:
+            continue  # an unreadable manifest is found where the pack is used
+        if pack and pack.manifest.get("customers_version") != customers.version:
+            lists = (pack.folder / pack.manifest["audiences"][tier]["file"] for tier in TIERS)
+            if any(not refused.isdisjoint(_ids(path)) for path in lists if path.is_file()):
+                found.append(pack.day)
+    return found
+
+
+def _ids(path) -> set[str]:
+    with open(path, encoding="utf-8", newline="") as lines:
+        return {row["customer_id"] for row in csv.DictReader(lines)}
+
+
+def _next(facts: dict[str, Any]) -> list[str]:
+    """The first trouble's cure, else where to look."""
+    orders, run = facts["orders"], facts["last_run"]
+    if orders is None:
+        return ["demo", "ingest orders.csv --preset orders"]
+    if run and run["status"] in ("failure", "canceled") and run["from"]:
+        return [f"backfill --from {run['from']} --to {run['to']}"]
+    for trouble in ("stale_dates", "unfinished_dates", "unanswered_dates", "packs_with_refused", "failed_answers"):
+        if facts[trouble]:
+            return [f"backfill --from {min(facts[trouble])} --to {max(facts[trouble])}"]
+    if facts["newest_date"] is None or facts["newest_date"] < orders.complete_through:
+        return [f"run --date {orders.complete_through}"]
+    return [f"explain --date {facts['newest_date']}", "ui"]
