@@ -284,6 +284,7 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
         "silenced": sum(bool(a["gate"]) and _rises(a) for a in alerts),
         "alert": alerts[-1],
         "counts": {tier: entry["listed"] for tier, entry in pack.manifest["audiences"].items()},
+        "handed_over": {tier: entry["rows"] for tier, entry in pack.manifest["audiences"].items()},
         "no_consent": sum(sum(entry["excluded"].values()) for entry in pack.manifest["audiences"].values()),
         "packs": sum((settings.packs / alert["alert_date"]).exists() for alert in alerts),
         "pack": pack.folder, "files": sorted(pack.manifest["files"]),
@@ -293,14 +294,14 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
 
 
 def _show_run(summary: dict[str, Any], settings: Settings) -> None:
-    alert, last, counts = summary["alert"], summary["to"], summary["counts"]
+    alert, last, counts = summary["alert"], summary["to"], summary["handed_over"]
     if summary["dates"] > 1:
         _say(_range_sentence(summary))
         for row in [row for row in summary["flagged"] if row["alert_date"] != last.isoformat()][-10:]:
             _say(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
     _say(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
     _say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)"
-         + (f"; {summary['no_consent']:,} of them without consent, left off the lists" if summary["no_consent"] else ""))
+         + (f"; {summary['no_consent']:,} more refused consent" if summary["no_consent"] else ""))
     for row in summary["log"]:
         reason = row["error_message"] or "written to the outbox, nothing sent"
         _say(escape(f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}, {reason}"))

@@ -18,6 +18,7 @@ import dagster as dg
 from retention_ops.definitions import build_defs
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
+from retention_ops.package.brief import check_templates
 from retention_ops.settings import Settings
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
 from retention_ops.warehouse.lake import Lake
@@ -89,6 +90,7 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
     """Runs the daily loop for one date, or for a range in one run, on this home's Dagster instance or on `stored`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     check_dates(loop.settings, loop.lake, first, last)
+    check_templates(loop.settings)  # a mistake in a company's template is found before anything is computed
     tags = {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
     dates: dict[str, Any] = {"partition_key": first.isoformat()}
     if last > first:

@@ -16,7 +16,9 @@ from retention_ops.orchestration import (
     one_by_one,
     store_days,
 )
+from retention_ops.package.brief import check_templates
 from retention_ops.package.pack import Pack, build_pack, collect, expire_packs
+from retention_ops.settings import Settings
 
 
 def _tiers(space: Workspace, where: str) -> dict:
@@ -34,6 +36,7 @@ def _pack_metadata(pack: Pack, embed_chart: bool) -> dict:
         "facts_sha256": manifest["facts_sha256"],
         "audience_sha256": manifest["audience_sha256"],
         **{f"{tier.lower()}_count": audience["listed"] for tier, audience in manifest["audiences"].items()},
+        **{f"{tier.lower()}_handed_over": audience["rows"] for tier, audience in manifest["audiences"].items()},
         "files": dg.MetadataValue.json({name: entry["rows"] for name, entry in manifest["files"].items()}),
         "pack": dg.MetadataValue.path(str(pack.folder)),
     }
@@ -41,6 +44,12 @@ def _pack_metadata(pack: Pack, embed_chart: bool) -> dict:
         chart = base64.b64encode((pack.folder / "at_risk_trend.png").read_bytes()).decode()
         metadata["at_risk_trend"] = dg.MetadataValue.md(f"![AT_RISK % against its baseline](data:image/png;base64,{chart})")
     return metadata
+
+
+def _links(settings: Settings, run_id: str) -> dict[str, str]:
+    """Addresses for the brief. The default dagster_url is this machine's own, which leads a manager nowhere: no link then."""
+    links = {"run": f"{settings.dagster_url}/runs/{run_id}"} if "dagster_url" in settings.model_fields_set else {}
+    return {**links, "dashboard": settings.dashboard_url} if settings.dashboard_url else links
 
 
 def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -69,9 +78,8 @@ def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
 
 def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep_from: date) -> dg.MaterializeResult:
     """Packs for the newest pack_keep_days of the run and for every flagged date; the rest is history nobody acts on."""
-    links = {"run": f"{loop.settings.dagster_url}/runs/{context.run.run_id}"}
-    if loop.settings.dashboard_url:
-        links["dashboard"] = loop.settings.dashboard_url
+    check_templates(loop.settings)
+    links = _links(loop.settings, context.run.run_id)
     with workspace(loop.lake) as space:
         space.build_range("alert_logic", days[0] - timedelta(days=loop.settings.trend_days - 1), days[-1])
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")

@@ -34,7 +34,8 @@ class Audience:
     rows: int
     listed: int
     excluded: dict[str, int]
-    sha256: str
+    content_sha256: str
+    """over the rows without created_at; the manifest's `files` has the hash of the file itself"""
 
 
 def safe_text(value: str) -> str:
@@ -77,11 +78,11 @@ def build_audience(tier: str, day: date, priority: pd.DataFrame, refused: set[st
         rows=len(handed_over),
         listed=len(listed),
         excluded={"no consent": left_out} if left_out else {},
-        sha256=hashlib.sha256(fingerprint.encode()).hexdigest(),
+        content_sha256=hashlib.sha256(fingerprint.encode()).hexdigest(),
     )
 
 
 def audience_sha256(audiences: dict[str, Audience]) -> str:
     """One hash over all lists as handed over; what an approval binds."""
-    text = "\n".join(f"{tier}:{audiences[tier].sha256}" for tier in TIERS)
+    text = "\n".join(f"{tier}:{audiences[tier].content_sha256}" for tier in TIERS)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import traceback
 import unicodedata
@@ -27,8 +28,10 @@ from jinja2 import (
     FileSystemLoader,
     PrefixLoader,
     StrictUndefined,
+    Template,
     TemplateNotFound,
     TemplateSyntaxError,
+    nodes,
 )
 from markupsafe import Markup, escape
 
@@ -54,18 +57,24 @@ class BriefFacts:
     """the retention_daily row of D"""
     history: list[dict[str, Any]]
     """alert_logic rows of the trend window, oldest first, ending at D; may be short, its values None in warm-up"""
+    newly_at_risk: dict[str, int] | None
+    """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once}"""
     counts: dict[str, int]
-    """customers per tier, {'P1': n, 'P2': n, 'P3': n}"""
+    """customers per tier who may be contacted, {'P1': n, 'P2': n, 'P3': n}"""
+    totals: dict[str, int]
+    """customers per tier, whether they may be contacted or not"""
     orders_at_stake: dict[str, float]
-    """per tier: sum of avg_order_value of its customers"""
+    """per tier: sum of avg_order_value of those in `counts`"""
     top: list[dict[str, Any]]
-    """up to five customer_priority rows, best first across tiers"""
+    """up to five customer_priority rows who may be contacted, best first across tiers"""
     actions: dict[str, list[tuple[str, int]]]
-    """per tier: (recommended_action, customers)"""
+    """per tier: (recommended_action, customers of `counts`)"""
     audiences: dict[str, dict[str, Any]]
     """tier -> {'file': name, 'rows': n, 'excluded': {reason: n}}"""
     complete_through: date
     """last date whose orders are all in"""
+    first_order_date: date | None
+    """the shop's first order by D"""
     currency: str
     shop_name: str
     mode: str
@@ -117,12 +126,15 @@ def render_html(
 # --- safeguards ----------------------------------------------------------------------------------------------------------
 
 
-def safeguards(alert: dict[str, Any], complete_through: date, settings: Settings) -> list[tuple[str, bool, str]]:
+def safeguards(
+    alert: dict[str, Any], complete_through: date, settings: Settings, first_order_date: date | None = None
+) -> list[tuple[str, bool, str]]:
     """(name, passed, sentence) for each gate of alert_logic in its order, then for the mode.
 
     The list stops at the gate that held the alert back: the rule looks no further, so nothing is claimed about later ones.
+    With `first_order_date` a history too short says from when the alarm judges.
     """
-    gates = _gate_sentences(alert, as_date(complete_through), settings)
+    gates = _gate_sentences(alert, as_date(complete_through), settings, first_order_date)
     rows: list[tuple[str, bool, str]] = []
     for gate, (name, passed, held) in gates.items():
         if gate == alert["gate"]:
@@ -135,11 +147,16 @@ def safeguards(alert: dict[str, Any], complete_through: date, settings: Settings
     return [*rows, _mode_sentence(settings.mode)]
 
 
-def _gate_sentences(alert: dict[str, Any], complete: date, settings: Settings) -> dict[str, tuple[str, str, str]]:
+def _gate_sentences(
+    alert: dict[str, Any], complete: date, settings: Settings, first_order: date | None
+) -> dict[str, tuple[str, str, str]]:
     """gate -> (name, sentence when passed, sentence when it held), in the order the rule asks them."""
     day, needed = long_day(as_date(alert["alert_date"])), settings.at_risk_limit + 7
     sample, least = alert["sample_size"] or 0, settings.min_sample
     behind = "is" if sample == 1 else "are"
+    judged = ""
+    if first_order is not None:
+        judged = f" The first order was on {long_day(first_order)}; the alarm judges from {long_day(first_order + timedelta(needed))} on."
     return {
         "data_incomplete": (
             "data complete",
@@ -151,7 +168,7 @@ def _gate_sentences(alert: dict[str, Any], complete: date, settings: Settings) -
             "history long enough",
             f"At least {needed} days of orders lie behind {day}.",
             f"Fewer than {needed} days of orders lie behind {day}; until then nobody can have moved through every status, "
-            "so the share is not settled.",
+            f"so the share is not settled.{judged}",
         ),
         "baseline_warmup": (
             "baseline above zero",
@@ -191,7 +208,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
     """The `brief` that templates see: plain values, text from data cleaned to one line. templates/base.j2 lists them."""
     alert = facts.alert
     day = as_date(alert["alert_date"])
-    gate = _clean(alert["gate"], 60) if alert["gate"] else None
+    gate = (_clean(alert["gate"], 60) or "unnamed") if alert["gate"] else None  # no name, however odd, makes a held day a judged one
     severity = alert["severity"] if alert["severity"] in _MARKERS else "INFO"
     state = "HELD" if gate else severity
     tiers = _tiers(facts, state)
@@ -209,7 +226,9 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         **_level(alert, facts.daily),
         **_trend(alert, facts.history),
         "windows": _windows(facts.rules),
-        "crossed_from": day - timedelta(days=facts.rules["active_days"] + 7),
+        "judged_from": _judged_from(facts) if gate == "history_warmup" else None,
+        **_behind_the_rise(facts),
+        "crossed_from": day - timedelta(days=min(facts.rules["active_days"] + 7, facts.rules["at_risk_days"])),
         "crossed_to": day - timedelta(days=facts.rules["active_days"] + 1),
         "tiers": tiers,
         "steps": [{"tier": tier["tier"], **action} for tier in tiers if tier["due"] for action in tier["actions"]],
@@ -224,20 +243,36 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
     }
 
 
+def _judged_from(facts: BriefFacts) -> date | None:
+    """The first day that history_warmup lets through."""
+    first = facts.first_order_date
+    return None if first is None else as_date(first) + timedelta(days=facts.rules["at_risk_days"] + 7)
+
+
+def _behind_the_rise(facts: BriefFacts) -> dict[str, Any]:
+    """Who became AT_RISK in the 7 days, and how many of all AT_RISK are in no tier: P2 is the only one they can be in."""
+    newly = facts.newly_at_risk
+    if newly is None:
+        return {"newly": None, "no_tier": None}
+    rest = newly["customers"] - newly["on_p2"] - newly["one_order"]  # a single order is never in P2
+    return {"newly": {**newly, "others": rest}, "no_tier": (facts.daily["at_risk"] or 0) - facts.totals.get("P2", 0)}
+
+
 def _level(alert: dict[str, Any], daily: dict[str, Any]) -> dict[str, Any]:
     """Where AT_RISK stands: against its baseline, in people, and against the two lines (all % of customers)."""
     current, baseline, relative = (_number(alert[key]) for key in ("current_value", "baseline_value", "delta_relative_pct"))
     thresholds = (alert["threshold_warning"], alert["threshold_critical"])
     customers, at_risk = alert["sample_size"] or 0, daily["at_risk"] or 0
     expected = None if baseline is None else round(customers * baseline / 100)
-    digits = 1 if relative is None else side_digits(relative, thresholds)
+    digits = 1 if relative is None else rise_digits(current, baseline, relative, thresholds)
     return {
         "current": current,
         "baseline": baseline,
         "relative": relative,
-        "digits": digits,
-        "is_level": relative is not None and round(relative, digits) == 0,
-        "points": _number(alert["delta_pct"]),
+        "digits": digits or 1,
+        "is_level": digits is None,
+        # of the shares as shown, since a reader subtracts those: 27.1 % against 20.4 % is 6.7 points, also where 6.65 is exact
+        "points": None if current is None or baseline is None else round(round(current, 1) - round(baseline, 1), 1),
         "warning_pct": thresholds[0],
         "critical_pct": thresholds[1],
         "warning_line": None if not baseline else baseline * (1 + thresholds[0] / 100),
@@ -259,6 +294,19 @@ def side_digits(relative: float, thresholds: tuple[float, float]) -> int:
         if all((round(exact, digits) >= limit) == (exact >= limit) for limit in thresholds):
             return digits
     return 9
+
+
+def rise_digits(current: float, baseline: float, relative: float, thresholds: tuple[float, float]) -> int | None:
+    """Decimals to show `relative` with, so that it agrees with both thresholds and with the shares beside it (one decimal each).
+
+    None where today is level with the mean: "0.0 % above" says nothing, but "level" beside 20.1 % and 20.0 % would be wrong.
+    """
+    digits = side_digits(relative, thresholds)
+    if round(relative, digits) == 0 and round(current, 1) == round(baseline, 1):
+        return None
+    while digits < 9 and round(relative, digits) == 0:
+        digits += 1
+    return digits
 
 
 def _would_be(relative: float | None, thresholds: tuple[float, float]) -> str:
@@ -283,6 +331,8 @@ def _trend(alert: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, An
         "raised_baseline_days": sum(day - timedelta(days=back) in flagged for back in range(1, 8)),
         "history_days": len(history),
         "history_from": as_date(history[0]["alert_date"]) if history else day,
+        "mean_drawn": any(_number(row["baseline_value"]) is not None for row in history),
+        "lines_drawn": any((_number(row["baseline_value"]) or 0) > 0 for row in history),
         "history_first": known[0] if known else None,
         "is_highest": len(known) >= 14 and known[-1] == values[-1] and known[-1] > max(known[:-1]),
         "spark_days": min(len(history), _SPARK_DAYS),
@@ -311,14 +361,15 @@ def _windows(rules: dict[str, Any]) -> dict[str, int]:
 
 
 def _tiers(facts: BriefFacts, state: str) -> list[dict[str, Any]]:
-    """P1, P2, P3 with people, money, list and steps. `due` on the days the response hands the tier's list over: WARNING P1
-    and P2, CRITICAL P3 as well."""
+    """P1, P2, P3 with people to contact, money, list and steps; `total` is the whole tier. `due` on the days the response
+    hands the tier's list over: WARNING P1 and P2, CRITICAL P3 as well."""
     due = {"CRITICAL": TIERS, "WARNING": ("P1", "P2")}.get(state, ())
     return [
         {
             "tier": tier,
             "name": _TIER_NAMES[tier],
             "customers": facts.counts.get(tier, 0),
+            "total": facts.totals.get(tier, 0),
             "at_stake": facts.orders_at_stake.get(tier, 0.0),
             "due": tier in due,
             "median_revenue": tier == "P1" and bool(facts.rules.get("p1_needs_median_revenue")),
@@ -532,9 +583,17 @@ def template_fingerprint(settings: Settings) -> str:
         try:
             source = path.read_bytes().replace(b"\r\n", b"\n")
         except OSError as error:
-            raise PackError(f"template {name} cannot be read: {error.strerror}") from error
+            raise PackError(f"template {name} (in {path.parent}) cannot be read: {error.strerror}") from None
         digest.update(f"{name}\0{len(source)}\0".encode() + source)
     return digest.hexdigest()
+
+
+def check_templates(settings: Settings) -> None:
+    """Raises PackError, before anything is built, for a templates_dir that is not there and for what is wrong without any facts:
+    syntax, and blocks that nothing shows."""
+    fingerprint = template_fingerprint(settings)
+    for kind, form in _FORMATS.items():
+        _template(kind, form.template, settings.templates_dir, fingerprint)
 
 
 def _template_files(templates_dir: Path | None) -> Iterator[tuple[str, Path]]:
@@ -543,9 +602,14 @@ def _template_files(templates_dir: Path | None) -> Iterator[tuple[str, Path]]:
         yield f"shipped/{path.name}", path
     if templates_dir is not None:
         if not templates_dir.is_dir():
-            raise PackError(f"RETENTION_OPS_TEMPLATES_DIR names {templates_dir}, which is not a folder")
+            raise PackError(f"RETENTION_OPS_TEMPLATES_DIR names {templates_dir}, which is not a folder; correct it or leave it empty")
         for path in sorted(templates_dir.rglob("*.j2")):
             yield path.relative_to(templates_dir).as_posix(), path
+
+
+def _names_by_file(templates_dir: Path | None) -> dict[str, str]:
+    """File as Jinja reports it -> name as in `_template_files`."""
+    return {os.path.normpath(path): name for name, path in _template_files(templates_dir)}
 
 
 @lru_cache(maxsize=8)
@@ -566,7 +630,51 @@ def _environment(kind: str, templates_dir: Path | None, fingerprint: str) -> Env
         keep_trailing_newline=True, auto_reload=False,
     )
     environment.filters.update(_filters(form))
+    if templates_dir:
+        _refuse_unknown_blocks(environment, form.template, templates_dir)
     return environment
+
+
+def _refuse_unknown_blocks(environment: Environment, name: str, templates_dir: Path) -> None:
+    """Raises PackError for a block that no template above has: Jinja would leave it out of the brief without a word."""
+    own = {file for file, name in _names_by_file(templates_dir).items() if not name.startswith("shipped/")}
+    lineage = _lineage(environment, name)
+    for place, (child, filename, tree) in enumerate(lineage[:-1]):
+        above = [block.name for _, _, parent in reversed(lineage[place + 1:]) for block in parent.find_all(nodes.Block)]
+        for block in _outer_blocks(tree) if os.path.normpath(filename or "") in own else ():
+            if block.name not in above:
+                raise PackError(
+                    f"template {child} (in {templates_dir}), line {block.lineno}: there is no block {block.name!r} to fill, so it would "
+                    f"not be shown; allowed are {', '.join(dict.fromkeys(above))}"
+                )
+
+
+def _lineage(environment: Environment, name: str) -> list[tuple[str, str | None, nodes.Template]]:
+    """(name, file, tree) of a template and of those it extends, child first; empty where only rendering can tell them (a name
+    that is computed, missing or in a circle)."""
+    found: dict[str, tuple[str, str | None, nodes.Template]] = {}
+    parent: Any = name
+    while parent is not None:
+        if not isinstance(parent, str) or parent in found:
+            return []
+        try:
+            source, filename, _ = environment.loader.get_source(environment, parent)
+        except TemplateNotFound:
+            return []
+        tree = environment.parse(source, parent, filename)
+        found[parent] = (parent, filename, tree)
+        extends = next((node for node in tree.body if isinstance(node, nodes.Extends)), None)
+        parent = None if extends is None else getattr(extends.template, "value", extends)
+    return list(found.values())
+
+
+def _outer_blocks(node: nodes.Node) -> Iterator[nodes.Block]:
+    """Blocks that stand in no other block; inner ones are shown with the one around them."""
+    for child in node.iter_child_nodes():
+        if isinstance(child, nodes.Block):
+            yield child
+        else:
+            yield from _outer_blocks(child)
 
 
 def _filters(form: _Format) -> dict[str, Callable[..., Any]]:
@@ -590,31 +698,44 @@ def _filters(form: _Format) -> dict[str, Callable[..., Any]]:
 
 def _render(kind: str, facts: BriefFacts, settings: Settings, **extra: Any) -> str:
     """One format's template over the facts. Raises PackError for whatever goes wrong inside a template."""
-    environment = _environment(kind, settings.templates_dir, template_fingerprint(settings))
-    view = _view(facts)
     name = _FORMATS[kind].template
+    template = _template(kind, name, settings.templates_dir, template_fingerprint(settings))
+    view = _view(facts)
     try:
-        return environment.get_template(name).render({"brief": view, "chart_alt": None, "chart_source": "", **extra})
+        return template.render({"brief": view, "chart_alt": None, "chart_source": "", **extra})
     except Exception as error:
-        raise PackError(_template_message(error, name, settings.templates_dir)) from error
+        # from None: the command line shows the innermost cause, and Jinja's own error has neither name nor line
+        raise PackError(_template_message(error, name, settings.templates_dir)) from None
+
+
+def _template(kind: str, name: str, templates_dir: Path | None, fingerprint: str) -> Template:
+    """A format's template, compiled. Raises PackError."""
+    try:
+        return _environment(kind, templates_dir, fingerprint).get_template(name)
+    except PackError:
+        raise
+    except Exception as error:
+        raise PackError(_template_message(error, name, templates_dir)) from None
 
 
 def _template_message(error: Exception, rendered: str, templates_dir: Path | None) -> str:
-    """'template NAME, line N: what; what to do'. Jinja rewrites tracebacks so that their frames carry template lines."""
+    """'template NAME (in FOLDER), line N: what; what to do'. Jinja rewrites tracebacks so that frames carry template lines."""
+    names = _names_by_file(templates_dir)
     name, line = rendered, 0
     if isinstance(error, TemplateSyntaxError):
-        name, line = error.name or rendered, error.lineno
+        name, line = names.get(os.path.normpath(error.filename or ""), error.name or rendered), error.lineno
     else:
-        paths = {str(path): name for name, path in _template_files(templates_dir)}
         for frame in traceback.extract_tb(error.__traceback__):
-            if frame.filename in paths:
-                name, line = paths[frame.filename], frame.lineno or 0
+            file = os.path.normpath(frame.filename)
+            if file in names:
+                name, line = names[file], frame.lineno or 0
     what = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
         what = f"it extends or includes itself; extend the shipped one as 'shipped/{rendered}'"
     elif isinstance(error, TemplateNotFound):
         what = f"there is no template {error.name!r}"
-    where = f"template {name}, line {line}" if line else f"template {name}"
+    folder = f" (in {templates_dir})" if templates_dir and not name.startswith("shipped/") else ""
+    where = f"template {name}{folder}" + (f", line {line}" if line else "")
     return f"{where}: {what}. Correct it, or remove it from RETENTION_OPS_TEMPLATES_DIR to use the shipped one."
 
 
@@ -738,4 +859,4 @@ def _check_blocks(blocks: list[dict[str, Any]]) -> None:
                 raise SlackObjectFormationError(f"unknown type {block['type']!r}")
             parsed.to_dict()
         except SlackObjectFormationError as error:
-            raise PackError(f"block {place} of the Slack message is not valid: {error}") from error
+            raise PackError(f"block {place} of the Slack message is not valid: {error}") from None

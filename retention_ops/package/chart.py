@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from retention_ops.package.brief import as_date, side_digits
+from retention_ops.package.brief import as_date, rise_digits
 
 WIDTH, HEIGHT = 1280, 720
 """Pixels; shown at half that size, so that it is sharp on a 2x screen."""
@@ -80,6 +80,7 @@ class _Series:
         self.warning, self.critical = drawn * (1 + warning_pct / 100), drawn * (1 + critical_pct / 100)
         self.last = rows[-1] if rows else None
         self.known = bool(np.isfinite(self.current).any())
+        self.all_gated = bool(rows) and all(row["gate"] for row in rows)
 
     def places(self, severity: str) -> list[int]:
         return [place for place, value in enumerate(self.severity) if value == severity]
@@ -92,14 +93,15 @@ class _Series:
         if self.last["gate"]:
             return f"Not judged: AT_RISK is {current:.1f} %, held back by a safeguard"
         verdict = self.last["severity"] if self.last["alert_flag"] else "No alert"
-        return f"{verdict}: AT_RISK is {current:.1f} %{_against(_value(self.last['delta_relative_pct']), thresholds)}"
+        mean, relative = _value(self.last["baseline_value"]), _value(self.last["delta_relative_pct"])
+        return f"{verdict}: AT_RISK is {current:.1f} %{_against(current, mean, relative, thresholds)}"
 
 
-def _against(relative: float, thresholds: tuple[float, float]) -> str:
+def _against(current: float, mean: float, relative: float, thresholds: tuple[float, float]) -> str:
     if math.isnan(relative):
         return ""
-    digits = side_digits(relative, thresholds)
-    if round(relative, digits) == 0:
+    digits = rise_digits(current, mean, relative, thresholds)
+    if digits is None:
         return ", level with its 7-day mean"
     return f", {abs(relative):,.{digits}f} % {'above' if relative > 0 else 'below'} its 7-day mean"
 
@@ -111,7 +113,7 @@ def _frame(axes: Axes, figure: Figure, series: _Series) -> None:
     values = values[np.isfinite(values)]
     low, high, step = axis_range(float(values.min()), float(values.max()))
     ticks = np.arange(low, high + step / 2, step)
-    axes.set_xlim(-0.6, max(series.days - 0.4, 6))
+    axes.set_xlim(-0.6, series.days - 0.4)
     axes.set_ylim(low, high)
     axes.set_yticks(ticks, [f"{tick:g} %" for tick in ticks], size=8.5, color=_SOFT, family=_FONT)
     places = _tick_places(series.first, series.days)
@@ -132,13 +134,16 @@ def _footnote(low: float, series: _Series) -> str:
     notes = [f"Axis starts at {low:g} %, not at 0."] if low else []
     notes += ["Triangle: WARNING day."] if series.places("WARNING") else []
     notes += ["Square: CRITICAL day."] if series.places("CRITICAL") else []
-    notes += ["Grey: held back by a safeguard."] if series.gated.any() else []
+    if series.gated.any():
+        notes.append("Every day shown is held back by a safeguard." if series.all_gated else "Grey: held back by a safeguard.")
     return "  ".join(notes)
 
 
 def axis_range(low: float, high: float) -> tuple[float, float, float]:
     """(bottom, top, step) of the y axis in %. From 0 where that costs less than half the height, else just below the data."""
-    bottom = 0.0 if low < 0.5 * high or high <= 0 else low - 0.25 * (high - low) - 0.02 * high
+    if high <= 0:
+        return 0.0, 1.0, 0.5
+    bottom = 0.0 if low < 0.5 * high else low - 0.25 * (high - low) - 0.02 * high
     span = max(high - bottom, 0.5)
     step = next((size for size in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 25, 50, 100, 250) if span / size <= 6), span / 4)
     bottom = max(0.0, math.floor(bottom / step + 1e-9) * step)
@@ -152,7 +157,8 @@ def _draw(axes: Axes, series: _Series) -> None:
     top = axes.get_ylim()[1]
     axes.fill_between(x, series.warning, series.critical, color=_WARNING_BAND, linewidth=0, zorder=1)
     axes.fill_between(x, series.critical, top, color=_CRITICAL_BAND, linewidth=0, zorder=1)
-    for start, end in _runs(series.gated):
+    # grey all over with no line to hold back would only look like an empty box
+    for start, end in _runs(series.gated) if not series.all_gated or np.isfinite(series.warning).any() else []:
         axes.axvspan(start - 0.5, end + 0.5, color=_GATED_BAND, linewidth=0, zorder=1.5)
     axes.plot(x, series.warning, color=_WARNING, linewidth=0.9, zorder=2)
     axes.plot(x, series.critical, color=_CRITICAL, linewidth=0.9, zorder=2)
@@ -179,28 +185,30 @@ def _name_lines(axes: Axes, series: _Series) -> None:
     """Each line's name and last value at its right end instead of a legend, moved apart where they would touch."""
     low, high = axes.get_ylim()
     labels = [(value, f"{name} {value:.1f} %", colour, weight) for values, name, colour, weight in (
-        (series.current, "AT_RISK", _LINE, "bold"), (series.critical, "CRITICAL", _CRITICAL, "normal"),
+        (series.current, "AT_RISK", _INK if series.gated[-1] else _LINE, "bold"), (series.critical, "CRITICAL", _CRITICAL, "normal"),
         (series.warning, "WARNING", _WARNING, "normal"), (series.mean, "7-day mean", _MEAN, "normal"),
     ) if np.isfinite(value := values[-1])]
-    heights = spread([(value - low) / (high - low) for value, *_ in labels], gap=0.082)
+    heights = spread([(value - low) / (high - low) for value, *_ in labels], gap=0.082, floor=0.035)
     style = {"transform": axes.transAxes, "clip_on": False}
     for (value, text, colour, weight), height in zip(labels, heights, strict=True):
         axes.plot([1.004, 1.022, 1.032], [(value - low) / (high - low), height, height], color=colour, linewidth=0.7, **style)
         axes.text(1.04, height, text, va="center", size=8.9, weight=weight, color=colour, family=_FONT, **style)
 
 
-def spread(heights: list[float], gap: float) -> list[float]:
-    """The heights (0..1), moved apart as little as needed so that neighbours are at least `gap` apart."""
+def spread(heights: list[float], gap: float, floor: float = -math.inf) -> list[float]:
+    """The heights (0..1), moved apart as little as needed so that neighbours are at least `gap` apart and none is below `floor`
+    (where the labels of the x axis stand)."""
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     groups: list[list[int]] = []
     centres: list[float] = []
     for place in order:
         groups.append([place])
-        centres.append(heights[place])
+        centres.append(max(heights[place], floor))
         while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
             merged = groups[-2] + groups[-1]
             groups[-2:] = [merged]
-            centres[-2:] = [sum(heights[item] for item in merged) / len(merged)]
+            middle = sum(heights[item] for item in merged) / len(merged)
+            centres[-2:] = [max(middle, floor + gap * (len(merged) - 1) / 2)]
     result = list(heights)
     for group, centre in zip(groups, centres, strict=True):
         for step, place in enumerate(group):

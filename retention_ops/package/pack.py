@@ -51,9 +51,12 @@ class Facts:
     history: list[dict[str, Any]]
     priority: pd.DataFrame
     refused: set[str]
+    newly_at_risk: dict[str, int]
+    first_order_date: date | None
     complete_through: date
     currency: str
     orders_version: str
+    customers_version: str
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,34 @@ def collect(space: Workspace, day: date, history: pd.DataFrame, daily: pd.DataFr
         raise PackError(f"no alert_logic row for {day}; run `retention-ops run --date {day}`")
     counts = records(daily[pd.to_datetime(daily["as_of_date"]).dt.date == day])
     return Facts(
-        day=day, alert=window[-1], daily=counts[0], history=window, priority=priority, refused=refused_customers(space),
+        day=day, alert=window[-1], daily=counts[0], history=_since_customers(window), priority=priority,
+        refused=refused_customers(space), newly_at_risk=newly_at_risk(space, day, priority),
+        first_order_date=space.orders.first_date if space.orders.first_date <= day else None,
         complete_through=space.orders.complete_through, currency=space.orders.currency, orders_version=space.orders.version,
+        customers_version=space.customers.version if space.customers else "",
     )
+
+
+def _since_customers(window: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The window without the days before anybody had ordered; D itself always stays."""
+    first = next((place for place, row in enumerate(window) if row["sample_size"]), len(window) - 1)
+    return window[first:]
+
+
+def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[str, int]:
+    """The people behind a rise: {'customers', 'on_p2', 'one_order'}, those who became AT_RISK on D or in the 6 days before.
+
+    From orders only: `on_p2` counts the tier, whoever may be contacted; one order gives no rhythm, hence no tier.
+    """
+    space.use("churn_detection", day)
+    first = space.settings.active_limit + 1
+    last = min(space.settings.active_limit + 7, space.settings.at_risk_limit)
+    customers, one_order = space.connection.execute(
+        "SELECT COUNT(*), COUNT(*) FILTER (total_orders = 1) FROM churn_detection WHERE days_since_last_order BETWEEN ? AND ?",
+        [first, last],
+    ).fetchall()[0]
+    on_p2 = (priority["priority_tier"] == "P2") & priority["days_since_last_order"].between(first, last)
+    return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order}
 
 
 def refused_customers(space: Workspace) -> set[str]:
@@ -124,12 +152,14 @@ def refused_customers(space: Workspace) -> set[str]:
 
 
 def facts_sha256(facts: Facts, settings: Settings) -> str:
-    """Covers the alert row, the priority rows, the chart's data, the templates and the settings; no clock, no run."""
+    """Covers what was found (alert row, priority rows, chart data, newly AT_RISK), the templates and the settings; no clock, no run."""
     columns = [name for name in TABLES["customer_priority"].column_names if name != "created_at"]
     return canonical_sha256({
         "alert": facts.alert,
         "daily": facts.daily,
         "chart": facts.history,
+        "newly_at_risk": facts.newly_at_risk,
+        "first_order_date": plain(facts.first_order_date),
         "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
         "templates": template_fingerprint(settings),
         "rules": settings.rule_parameters(),
@@ -139,30 +169,33 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
 
 def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
     """What the templates see."""
-    by_tier = {tier: facts.priority[facts.priority["priority_tier"] == tier] for tier in TIERS}
-    # nobody is told to call a customer who said no
+    # nobody is told to call a customer who said no, and nobody's next order is at stake who may not be asked for it
     contactable = facts.priority[~facts.priority["customer_id"].isin(facts.refused)]
+    by_tier = {tier: contactable[contactable["priority_tier"] == tier] for tier in TIERS}
     return BriefFacts(
         alert=facts.alert,
         daily=facts.daily,
         history=facts.history,
-        counts={tier: len(rows) for tier, rows in by_tier.items()},
+        newly_at_risk=facts.newly_at_risk,
+        counts={tier: audience.rows for tier, audience in audiences.items()},
+        totals={tier: audience.listed for tier, audience in audiences.items()},
         # summed in cents: the sum of a column of floats depends on its order
         orders_at_stake={
             tier: int((rows["avg_order_value"] * 100).round().astype("int64").sum()) / 100 for tier, rows in by_tier.items()
         },
         top=records(contactable.head(TOP_CUSTOMERS)),
-        actions={tier: _actions(contactable[contactable["priority_tier"] == tier]) for tier in TIERS},
+        actions={tier: _actions(rows) for tier, rows in by_tier.items()},
         audiences={
             tier: {"file": audience.file, "rows": audience.rows, "excluded": audience.excluded}
             for tier, audience in audiences.items()
         },
         complete_through=facts.complete_through,
+        first_order_date=facts.first_order_date,
         currency=facts.currency,
         shop_name=settings.shop_name,
         mode=settings.mode,
         links=dict(links),
-        safeguards=safeguards(facts.alert, facts.complete_through, settings),
+        safeguards=safeguards(facts.alert, facts.complete_through, settings, facts.first_order_date),
         rules=settings.rule_parameters(),
     )
 
@@ -199,12 +232,15 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         "facts_sha256": facts_sha256(facts, settings),
         "audience_sha256": audience_sha256(audiences),
         "orders_version": facts.orders_version,
+        "customers_version": facts.customers_version,
         "complete_through": facts.complete_through.isoformat(),
         "rules_sha256": settings.rules_sha256(),
         "created_at": clock().isoformat(timespec="seconds"),
         "run_id": run_id,
         "audiences": {
-            tier: {"file": a.file, "rows": a.rows, "listed": a.listed, "excluded": a.excluded, "sha256": a.sha256}
+            tier: {
+                "file": a.file, "rows": a.rows, "listed": a.listed, "excluded": a.excluded, "content_sha256": a.content_sha256,
+            }
             for tier, a in audiences.items()
         },
         "files": {name: _entry(data, rows) for name, (data, rows) in contents.items()},
@@ -259,7 +295,7 @@ def find_pack(settings: Settings, day: date) -> Pack | None:
     try:
         return Pack(day, folder, json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
-        raise PackError(f"{path} cannot be read ({error}); `retention-ops run --date {day}` builds the pack again") from error
+        raise PackError(f"{path} cannot be read ({error}); `retention-ops run --date {day}` builds the pack again") from None
 
 
 def verify(pack: Pack) -> None:

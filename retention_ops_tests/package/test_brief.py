@@ -25,6 +25,7 @@ from retention_ops.errors import PackError
 from retention_ops.package import brief
 from retention_ops.package.brief import (
     BriefFacts,
+    check_templates,
     fit_slack,
     render_html,
     render_markdown,
@@ -80,17 +81,21 @@ def facts_of(alert: dict[str, Any], *, before: list[dict[str, Any]] | None = Non
         "daily": {"as_of_date": alert["alert_date"], "customers": sample, **parts,
                   **{f"{name}_pct": 100 * people / sample if sample else None for name, people in parts.items()}},
         "history": [*(before or []), alert],
-        "counts": {"P1": 46, "P2": 1_412, "P3": 1},
+        "newly_at_risk": {"customers": 780, "on_p2": 55, "one_order": 532},
+        "counts": {"P1": 43, "P2": 1_412, "P3": 1},
+        "totals": {"P1": 46, "P2": 1_412, "P3": 1},
         "orders_at_stake": {"P1": 4_121.4, "P2": 71_877.9, "P3": 88.2},
         "top": [customer(), customer("C-931", "P2", "No order for 62 days, usually every 20.")],
-        "actions": {"P1": [(rules["action_p1_reminder"], 38), (rules["action_p1_vip"], 8)], "P2": [(rules["action_p2"], 1_412)],
+        "actions": {"P1": [(rules["action_p1_reminder"], 35), (rules["action_p1_vip"], 8)], "P2": [(rules["action_p2"], 1_412)],
                     "P3": [(rules["action_p3"], 1)]},
         "audiences": {tier: {"file": f"audience_{tier}_2026-06-30.csv", "rows": rows, "excluded": excluded}
                       for tier, rows, excluded in (("P1", 43, {"no consent": 3}), ("P2", 1_412, {}), ("P3", 1, {}))},
-        "complete_through": complete, "currency": "EUR", "shop_name": "Northwind", "mode": "shadow",
+        "complete_through": complete, "first_order_date": alert["alert_date"] - timedelta(days=700),
+        "currency": "EUR", "shop_name": "Northwind", "mode": "shadow",
         "links": {"run": "https://dagster.example/runs/1", "pack": "action_packs/2026-06-30"},
-        "safeguards": safeguards(alert, complete, SETTINGS), "rules": rules,
+        "rules": rules,
     }
+    values["safeguards"] = safeguards(alert, complete, SETTINGS, changes.get("first_order_date"))
     return BriefFacts(**{**values, **changes})
 
 
@@ -173,7 +178,7 @@ def test_severity_date_and_shop_are_there(form):
 @every_format
 def test_each_tier_shows_its_people_and_next_orders(form):
     text = words(form, CRITICAL)
-    for shown in ("46", "1,412", "EUR 4,121", "EUR 71,878", "EUR 88"):
+    for shown in ("43", "1,412", "EUR 4,121", "EUR 71,878", "EUR 88"):
         assert shown in text
     for meaning in ("Last order up to 30 days ago", "No order for 31 to 90 days", "No order for 91 to 180 days"):
         assert meaning in text
@@ -196,7 +201,7 @@ def test_the_first_customers_are_named_by_id_with_their_reason(form):
 def test_the_steps_are_the_actions_the_most_valuable_first(form):
     text = words(form, CRITICAL)
     steps = [text.index(step) for step in (
-        "VIP outreach + 10 % loyalty incentive: 8 customers in P1", "Personal email + reminder: 38 customers in P1",
+        "VIP outreach + 10 % loyalty incentive: 8 customers in P1", "Personal email + reminder: 35 customers in P1",
         "free shipping: 1,412 customers in P2", "20 % comeback offer + survey: 1 customer in P3")]
     assert steps == sorted(steps)
 
@@ -211,14 +216,53 @@ def test_win_back_waits_on_a_warning_day(form):
 @every_format
 def test_a_quiet_day_is_calm(form):
     text = words(form, QUIET)
-    assert "Nothing to act on: AT_RISK customers are 19.2 % of 6,000, 1.1 % above the mean" in text
-    assert "Nothing out of the ordinary." in text and "The standing queue" in text and "Where to look" not in text
+    assert "No alert: AT_RISK customers are 19.2 % of 6,000, 1.1 % above the mean" in text
+    assert "The ordinary queue" in text and "Where to look" not in text
+
+
+ORDINARY = "The lists below are the ordinary queue; work them in your usual rhythm, nothing extra is needed today."
+
+
+@every_format
+def test_a_quiet_day_says_once_what_to_do_with_its_lists(form):
+    text = words(form, QUIET)
+    assert text.count(ORDINARY) == 1 and "What to do today" not in text and "Nothing to act on" not in text
+
+
+@every_format
+def test_a_quiet_day_after_an_alert_carries_on_with_it(form):
+    before = [alert_row(D - timedelta(days=back), 24.0) for back in range(7, 0, -1)]
+    text = words(form, facts_of(alert_row(current=24.0, baseline=24.0), before=before))
+    assert "work them in your usual rhythm and carry on with what the last alert started, nothing extra is needed today." in text
+
+
+@every_format
+def test_a_quiet_day_with_empty_lists_speaks_of_none(form):
+    nobody = dict.fromkeys(("P1", "P2", "P3"), 0)
+    text = words(form, dataclasses.replace(QUIET, counts=nobody, totals=nobody, top=[], actions={}))
+    assert "Nobody is on the lists; nothing extra is needed today." in text and ORDINARY not in text
+
+
+@every_format
+@pytest.mark.parametrize("gate", ["history_warmup", "baseline_warmup", "min_sample"])
+def test_a_safeguard_that_holds_the_alarm_leaves_the_queue_as_it_is(form, gate):
+    text = words(form, facts_of(alert_row(sample=64, gate=gate)))
+    assert f"Only the alarm is held back, not the queue. {ORDINARY}" in text
+    assert "What to do today" not in text and "not to be acted on" not in text
+
+
+@pytest.mark.parametrize("form", ["markdown", "html"])
+def test_a_day_that_is_not_judged_tells_nobody_what_to_do_with_a_customer(form):
+    action = CRITICAL.top[0]["recommended_action"]
+    gated = words(form, facts_of(alert_row(gate="history_warmup")))
+    assert "C-10482" in gated and action not in gated and " Do " not in gated
+    assert action in words(form, QUIET)
 
 
 @every_format
 def test_a_gated_day_names_the_safeguard_and_still_shows_the_numbers(form):
     text = words(form, GATED)
-    assert "No alert: orders are not all in yet." in text
+    assert "Not judged: orders are not all in yet." in text
     assert "Orders are all in only through Sun 28 June 2026" in text
     assert "24.1 % of 6,000" in text and "Without the safeguard this would have been CRITICAL." in text
 
@@ -226,14 +270,15 @@ def test_a_gated_day_names_the_safeguard_and_still_shows_the_numbers(form):
 @every_format
 def test_with_orders_missing_nobody_is_to_be_contacted(form):
     text = words(form, GATED)
-    assert "Do not contact from this queue" in text and "C-10482" not in text and "load them" in text
+    assert "The queue, not to be acted on" in text and "Do not contact from this queue" in text
+    assert "C-10482" not in text and "load them" in text and "ordinary queue" not in text
 
 
 @every_format
 @pytest.mark.parametrize("gate", ["history_warmup", "baseline_warmup", "min_sample", "a_gate_of_next_year"])
 def test_every_gate_has_its_sentence(form, gate):
     facts = facts_of(alert_row(current=3.0, baseline=0.0 if gate == "baseline_warmup" else 2.0, sample=64, gate=gate))
-    assert "No alert: " in words(form, facts) and "held the alert back" in words(form, facts)
+    assert "Not judged: " in words(form, facts) and "held the alert back" in words(form, facts)
 
 
 @every_format
@@ -245,16 +290,19 @@ def test_it_says_what_it_is_not(form):
 @every_format
 def test_a_shop_without_customers_has_a_brief(form):
     empty = facts_of(alert_row(current=None, baseline=None, sample=0, gate="history_warmup"), history=[], top=[], actions={},
-                     counts={}, orders_at_stake={}, audiences={}, links={})
+                     counts={}, totals={}, newly_at_risk=None, first_order_date=None, orders_at_stake={}, audiences={}, links={})
     assert "no customer has an order by Tue 30 June 2026" in words(form, empty)
 
 
 @every_format
 def test_one_of_a_kind_is_singular(form):
     text = words(form, facts_of(alert_row(current=100.0, baseline=50.0, sample=1), top=[customer()],
-                                counts={"P1": 1, "P2": 0, "P3": 0}, actions={"P1": [("Call", 1)]}))
+                                counts={"P1": 1, "P2": 0, "P3": 0}, totals={"P1": 1, "P2": 0, "P3": 0}, audiences={},
+                                newly_at_risk={"customers": 1, "on_p2": 0, "one_order": 1}, actions={"P1": [("Call", 1)]}))
     assert "Call: 1 customer in P1" in text and "The first customer" in text
-    assert not re.search(r"\b1 (customers|days)\b", text)
+    assert "1 customer who last ordered between" in text and "1 has ordered only once, so there is no rhythm" in text
+    assert "Of all 1 AT_RISK customer, 1 is in no tier" in text
+    assert not re.search(r"\b1 (customers|days|have|are)\b", text)
 
 
 @every_format
@@ -278,14 +326,73 @@ def test_days_flagged_in_a_row_are_counted(form):
 def test_calm_after_flagged_days_is_not_called_recovery(form):
     before = [alert_row(D - timedelta(days=back), 24.0) for back in range(7, 0, -1)]
     text = words(form, facts_of(alert_row(current=24.0, baseline=24.0), before=before))
-    assert "No new alert" in text and "Nothing to act on" not in text
+    assert "No new alert" in text
     assert "7 of the 7 days in that mean were flagged too" in text and "calm does not yet mean recovered" in text
 
 
 @every_format
 def test_the_list_says_who_was_left_out_and_why(form):
     text = words(form, CRITICAL)
-    assert "audience_P1_2026-06-30.csv" in text and "43 customers; left out: 3 (no consent)" in text
+    assert "audience_P1_2026-06-30.csv" in text and "3 more without consent" in text
+    assert "43 of the tier's 46 customers" in text and "1,412 customers" in text
+    held_out = {**CRITICAL.audiences, "P1": {**CRITICAL.audiences["P1"], "excluded": {"no consent": 1, "holdout": 2}}}
+    assert "2 more left out (holdout), 1 more without consent" in words(form, dataclasses.replace(CRITICAL, audiences=held_out))
+
+
+@every_format
+def test_the_brief_leads_to_the_people_behind_the_alarm(form):
+    text = words(form, CRITICAL)
+    assert ("Where to look: 780 customers who last ordered between Sun 24 May 2026 and Sat 30 May 2026 became AT_RISK in the last "
+            "7 days.") in text
+    assert "Of these 780, 55 are in P2; 532 have ordered only once, so they have no rhythm to be late by, and are on no list" in text
+    assert "193 are LOW risk by their own rhythm, and on no list." in text
+    assert "Of all 1,446 AT_RISK customers, 34 are in no tier, so on no list." in text
+
+
+@every_format
+def test_groups_nobody_is_in_are_left_out_of_the_people_behind_the_alarm(form):
+    text = words(form, dataclasses.replace(CRITICAL, newly_at_risk={"customers": 9, "on_p2": 9, "one_order": 0},
+                                           totals={"P1": 46, "P2": 1_446, "P3": 1}))
+    assert "Of these 9, 9 are in P2." in text and "ordered only once" not in text and "in no tier" not in text
+    nobody = {"customers": 0, "on_p2": 0, "one_order": 0}
+    assert "last ordered between Sun 24 May 2026" in words(form, dataclasses.replace(CRITICAL, newly_at_risk=nobody))
+
+
+def test_the_window_to_look_at_ends_where_at_risk_ends():
+    short = Settings(_env_file=None, active_days=30, at_risk_days=33).rule_parameters()
+    assert "between Thu 28 May 2026 and Sat 30 May 2026" in words("markdown", dataclasses.replace(CRITICAL, rules=short))
+
+
+@pytest.mark.parametrize("form", ["markdown", "html"])
+@pytest.mark.parametrize(("current", "baseline", "shown"), [
+    (27.07, 20.42, "+6.7 points"), (19.04, 19.06, "-0.1 points"), (19.0, 19.0, "0.0 points"),
+])
+def test_the_difference_is_that_of_the_shares_beside_it(form, current, baseline, shown):
+    text = words(form, facts_of(alert_row(current=current, baseline=baseline)))
+    assert shown in text
+
+
+@every_format
+def test_shares_that_look_different_are_not_called_level(form):
+    assert "0.04 % above the mean of the 7 days before (20.0 %)" in words(form, facts_of(alert_row(current=20.054, baseline=20.046)))
+    assert "level with the mean" in words(form, facts_of(alert_row(current=20.03, baseline=20.025)))
+
+
+@every_format
+def test_a_history_too_short_says_from_when_the_alarm_judges(form):
+    text = words(form, facts_of(alert_row(current=0.0, baseline=0.0, gate="history_warmup"), first_order_date=date(2026, 6, 20)))
+    assert "The alarm judges from Fri 25 September 2026 on." in text
+    assert "The first order was on Sat 20 June 2026; the alarm judges from Fri 25 September 2026 on." in text
+    assert "judges from" not in words(form, GATED)
+
+
+def test_the_chart_is_described_by_the_lines_it_has():
+    def described(**rows: Any) -> str:
+        return words("slack", facts_of(alert_row(gate="history_warmup", **rows)))
+
+    assert "against its 7-day mean and the WARNING and CRITICAL lines" in described()
+    assert "in %, against its 7-day mean; last value 0.0 %" in described(current=0.0, baseline=0.0)
+    assert "on Tue 30 June 2026, in %; last value 0.0 %" in described(current=0.0, baseline=None)
 
 
 @every_format
@@ -406,7 +513,8 @@ def test_a_markdown_table_keeps_its_cells_and_no_link_or_image_gets_in(facts):
     rows = " ".join("R" if kind == "tr_open" else "c" for kind in widths).split("R")[1:]
     sizes = [len(row.split()) for row in rows]
     shown = facts.top if facts.alert["gate"] != "data_incomplete" else []
-    assert sizes == [3] * 6 + [5] * 4 + ([6] * (1 + len(shown)) if shown else [])
+    columns = 5 if facts.alert["gate"] else 6
+    assert sizes == [3] * 6 + [5] * 4 + ([columns] * (1 + len(shown)) if shown else [])
     inline = [child for token in tokens if token.type == "inline" for child in token.children]
     assert not [token for token in tokens + inline if token.type.startswith(("html", "code", "fence", "s_open", "em_open", "hr"))]
     assert [child.attrs["src"] for child in inline if child.type == "image"] == ["at_risk_trend.png"]
@@ -586,12 +694,60 @@ def test_a_broken_template_is_named_with_its_line(own, source, line, what):
     with pytest.raises(PackError, match=r"briefing\.md\.j2") as caught:
         render_markdown(CRITICAL, own)
     assert what in str(caught.value)
-    assert line is None or f"briefing.md.j2, line {line}:" in str(caught.value)
+    assert f"template briefing.md.j2 (in {own.templates_dir})" in str(caught.value)
+    assert line is None or f"(in {own.templates_dir}), line {line}:" in str(caught.value)
+    assert caught.value.__cause__ is None, "the command line shows the innermost cause, which would be Jinja's bare message"
+
+
+@pytest.mark.parametrize("folder", [".", "sub/.."])
+def test_a_broken_template_in_a_relative_folder_is_found_as_well(own, folder):
+    (own.templates_dir / "sub").mkdir()
+    write(own, "briefing.md.j2", "a\n{{ nosuch.thing }}")
+    with pytest.raises(PackError) as caught:
+        render_markdown(CRITICAL, Settings(_env_file=None, templates_dir=folder))
+    assert str(caught.value).startswith(f"template briefing.md.j2 (in {folder}), line 2: 'nosuch' is undefined")
+
+
+@pytest.mark.parametrize(("name", "render", "also"), [
+    ("briefing.md.j2", render_markdown, "reading"), ("briefing.html.j2", render_html, "style"),
+    ("briefing.slack.j2", render_slack, "reading"),
+])
+def test_a_block_that_nothing_shows_is_refused(own, name, render, also):
+    write(own, name, f'{{% extends "shipped/{name}" %}}\n{{% if true %}}\n{{% block heading_typo %}}x{{% endblock %}}{{% endif %}}')
+    with pytest.raises(PackError) as caught:
+        render(CRITICAL, own)
+    message = str(caught.value)
+    assert f"template {name} (in {own.templates_dir}), line 3: there is no block 'heading_typo'" in message
+    allowed = message.partition("allowed are ")[2].split(", ")
+    assert allowed[0] == "open" and {"title", "contact", "close", also} <= set(allowed)
+    with pytest.raises(PackError, match="heading_typo"):
+        check_templates(own)
+
+
+def test_blocks_of_ones_own_may_stand_inside_others_or_in_ones_own_parent(own):
+    write(own, "briefing.md.j2", '{% extends "ours.j2" %}{% block footer %}ours{% endblock %}')
+    write(own, "ours.j2", '{% extends "shipped/briefing.md.j2" %}'
+                          "{% block reading %}{% block footer %}{% endblock %}{% endblock %}")
+    check_templates(own)
+    assert render_markdown(CRITICAL, own).endswith("ours\n")
+
+
+def test_a_base_of_ones_own_may_leave_parts_out(own):
+    write(own, "base.j2", "{% block title %}{% endblock %}")
+    check_templates(own)
+    assert render_markdown(CRITICAL, own).startswith("# ") and "##" not in render_markdown(CRITICAL, own)
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ x|nosuch }}"])
+def test_what_needs_no_facts_is_found_before_anything_is_built(own, source):
+    write(own, "briefing.slack.j2", source)
+    with pytest.raises(PackError, match=r"briefing\.slack\.j2 \(in .*\), line 1:"):
+        check_templates(own)
 
 
 def test_the_template_at_fault_is_named_not_the_one_that_uses_it(own):
     write(own, "words.j2", "{% macro title() %}\n\n{{ oops }}{% endmacro %}")
-    with pytest.raises(PackError, match=r"template words\.j2, line 3: 'oops' is undefined"):
+    with pytest.raises(PackError, match=r"template words\.j2 \(in .*\), line 3: 'oops' is undefined"):
         render_markdown(CRITICAL, own)
 
 
@@ -605,6 +761,8 @@ def test_a_slack_template_with_unknown_parts_is_refused(own, source):
 def test_a_templates_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(PackError, match="RETENTION_OPS_TEMPLATES_DIR"):
         render_markdown(CRITICAL, Settings(_env_file=None, templates_dir=tmp_path / "missing"))
+    with pytest.raises(PackError, match="not a folder"):
+        check_templates(Settings(_env_file=None, templates_dir=tmp_path / "missing"))
 
 
 # --- the fingerprint -----------------------------------------------------------------------------------------------------

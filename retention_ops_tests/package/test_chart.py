@@ -123,6 +123,24 @@ def test_any_history_draws(rows):
     assert size(draw([row(len(rows) - place, *values) for place, values in enumerate(rows)])) == (chart.WIDTH, chart.HEIGHT)
 
 
+def test_line_names_keep_clear_of_the_dates_below():
+    placed = spread([0.0, 0.0, 0.01], gap=0.08, floor=0.035)
+    assert min(placed) >= 0.035 and sorted(placed) == placed
+    assert all(b - a >= 0.08 - 1e-9 for a, b in pairwise(placed))
+    assert spread([0.0], gap=0.08, floor=0.035) == [0.035]
+
+
+def test_an_axis_of_zeros_is_a_whole_percent_high():
+    assert axis_range(0.0, 0.0) == (0.0, 1.0, 0.5)
+
+
+def test_a_window_held_back_throughout_is_said_in_words_not_as_a_grey_box():
+    early = chart._Series([row(back, 0.0, 0.0, gate="history_warmup") for back in range(9, -1, -1)], 15.0, 25.0)
+    mixed = chart._Series([row(1, 5.0, 5.0, gate="min_sample"), row(0, 5.0, 5.0)], 15.0, 25.0)
+    assert chart._footnote(0.0, early) == "Every day shown is held back by a safeguard."
+    assert chart._footnote(0.0, mixed) == "Grey: held back by a safeguard."
+
+
 def test_threads_draw_the_same_picture_side_by_side():
     history = ODD_HISTORIES["days missing in between"]
     with ThreadPoolExecutor(4) as pool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -19,9 +21,20 @@ import pytest
 from retention_ops.detect.compute import PRIORITY_ORDER, workspace
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import COLUMNS, build_audience, safe_text
-from retention_ops.package.pack import add_files, alert_version, build_pack, collect, expire_packs, find_pack, verify
+from retention_ops.package.brief import long_day
+from retention_ops.package.pack import (
+    add_files,
+    alert_version,
+    brief_facts,
+    build_pack,
+    collect,
+    expire_packs,
+    facts_sha256,
+    find_pack,
+    verify,
+)
 from retention_ops_tests.conftest import LAST_DAY, settings_for
-from retention_ops_tests.shops import lake_with, small_shop
+from retention_ops_tests.shops import FIRST_DAY, lake_with, small_shop
 
 D = LAST_DAY
 MORNING = datetime(2024, 5, 28, 6, 0, tzinfo=UTC)
@@ -124,6 +137,77 @@ def test_an_unreadable_manifest_says_how_to_build_the_pack_again(small_lake):
     (pack.folder / "manifest.json").write_text("{")
     with pytest.raises(PackError, match=f"run --date {D}"):
         find_pack(small_lake.settings, D)
+
+
+def test_counts_money_and_headlines_are_those_who_may_be_contacted(tmp_path):
+    """The tier's whole size stays in the manifest (`listed`) beside what was handed over (`rows`)."""
+    shop = small_shop()
+    priority = facts_of(lake_with(shop, tmp_path / "one", min_sample=10)).priority
+    tier = priority["priority_tier"].value_counts().idxmax()
+    whole = priority[priority["priority_tier"] == tier]
+    refusing = pd.DataFrame({"customer_id": whole["customer_id"].iloc[:2], "consent": "no"})
+    lake = lake_with(shop, tmp_path / "two", min_sample=10, customers=refusing)
+    facts, pack = facts_of(lake), build(lake)
+    audiences = {name: build_audience(name, D, facts.priority, facts.refused) for name in ("P1", "P2", "P3")}
+    brief = brief_facts(facts, audiences, lake.settings, {})
+    assert (brief.counts[tier], brief.totals[tier]) == (len(whole) - 2, len(whole))
+    assert brief.orders_at_stake[tier] == pytest.approx(whole["avg_order_value"].iloc[2:].sum())
+    assert sum(count for _, count in brief.actions[tier]) == len(whole) - 2
+    assert (pack.manifest["audiences"][tier]["rows"], pack.manifest["audiences"][tier]["listed"]) == (len(whole) - 2, len(whole))
+    assert "2 more without consent" in (pack.folder / "briefing_INFO.md").read_text()
+
+
+@pytest.mark.parametrize("day", [D, date(2024, 4, 5), date(2024, 3, 20)])
+def test_newly_at_risk_counts_those_whose_last_order_crossed_the_line_in_seven_days(small_lake, day):
+    shop = small_shop()
+    shop = shop[shop["order_date"] <= day]
+    visits = shop.groupby("customer_id")["order_date"].agg(["max", "size"])
+    newly = visits[[31 <= (day - last).days <= 37 for last in visits["max"]]]
+    facts = facts_of(small_lake, day)
+    in_p2 = set(facts.priority.loc[facts.priority["priority_tier"] == "P2", "customer_id"])
+    assert facts.newly_at_risk == {
+        "customers": len(newly), "on_p2": len(in_p2 & set(newly.index)), "one_order": int((newly["size"] == 1).sum())}
+    assert not in_p2 & set(newly.index[newly["size"] == 1]), "one order gives no rhythm"
+
+
+@pytest.mark.parametrize("change", [{"newly_at_risk": {"customers": 99, "on_p2": 9, "one_order": 9}}, {"first_order_date": None}])
+def test_who_is_behind_the_rise_is_part_of_the_facts(small_lake, change):
+    facts = facts_of(small_lake)
+    assert facts_sha256(dataclasses.replace(facts, **change), small_lake.settings) != facts_sha256(facts, small_lake.settings)
+
+
+def test_the_window_shown_starts_with_the_first_customers(small_lake):
+    early = facts_of(small_lake, FIRST_DAY + timedelta(9))
+    first = small_shop()["order_date"].min()
+    assert early.history[0]["alert_date"] == first.isoformat() and early.first_order_date == first
+    assert early.alert["gate"] == "history_warmup"
+    assert len(facts_of(small_lake).history) == small_lake.settings.trend_days
+    text = (build(small_lake, FIRST_DAY + timedelta(9)).folder / "briefing_INFO.md").read_text()
+    assert f"The alarm judges from {long_day(first + timedelta(97))} on." in text
+
+
+def test_the_manifest_names_what_the_lists_were_made_from(tmp_path):
+    plain = build(lake_with(small_shop(), tmp_path / "one", min_sample=10))
+    assert plain.manifest["customers_version"] == ""
+    refusing = pd.DataFrame({"customer_id": ["c1"], "consent": ["no"]})
+    lake = lake_with(small_shop(), tmp_path / "two", min_sample=10, customers=refusing)
+    assert build(lake).manifest["customers_version"] == lake.customers().version
+
+
+def test_a_list_has_one_hash_of_its_content_and_one_of_its_file(small_lake):
+    pack = build(small_lake)
+    later = build(small_lake, clock=lambda: MORNING + timedelta(days=1))
+    for tier, entry in pack.manifest["audiences"].items():
+        assert "sha256" not in entry and entry["content_sha256"] == later.manifest["audiences"][tier]["content_sha256"]
+        content = (later.folder / entry["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == later.manifest["files"][entry["file"]]["sha256"]
+
+
+def test_a_templates_folder_that_is_not_there_leaves_no_pack(small_lake, tmp_path):
+    lost = settings_for(small_lake.settings.home, min_sample=10, templates_dir=tmp_path / "nowhere")
+    with pytest.raises(PackError, match="nowhere, which is not a folder"):
+        build(small_lake, settings=lost)
+    assert not small_lake.settings.packs.exists()
 
 
 def test_old_packs_expire_by_the_day_they_were_built(small_lake):
