@@ -89,7 +89,7 @@ class Settings(BaseSettings):
 
     # keeping
     snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0)
-    pack_keep_days: int = Field(90, description="days an Action Pack is kept after it was built; of a range, the newest so many dates get one", gt=0)
+    pack_keep_days: int = Field(90, description="days a pack is kept after it was built; of a range, the newest so many get one", gt=0)
     orders_keep_versions: int = Field(10, description="newest orders versions kept on disk", gt=0)
     trend_days: int = Field(60, description="days shown in the trend chart", ge=14, le=365)
 
