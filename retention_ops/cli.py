@@ -191,11 +191,15 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
         table.add_row("orders in the lake", f"{report.rows:,} of {_count(report.customers, 'customer')} ({report.currency})")
         table.add_row("  added / replaced / known", f"{report.added:,} / {report.replaced:,} / {report.unchanged:,}")
         table.add_row("dates", f"{report.first_date} to {report.last_date}")
-        table.add_row("complete through", f"{report.complete_through}  (change with --complete-through)")
+        note = f": {report.complete_through_note}" if report.complete_through_note else ""
+        table.add_row("complete through", f"{report.complete_through}{note}  (change with --complete-through)")
     else:
         table.add_row("customers in the lake", f"{report.rows:,}")
+        table.add_row("consent withdrawn / granted", f"{report.consent_withdrawn:,} / {report.consent_granted:,}")
     table.add_row("version", report.version)
     out.print(table)
+    for warning in report.warnings:
+        _say(f"[yellow]warning[/yellow] {escape(warning)}")
     if stale:
         why = "built from older orders" if report.dataset == "orders" else "with lists that name customers who refused consent"
         _say(f"[yellow]Stale: {_dates(stale)}[/yellow], {why}.")

@@ -33,6 +33,7 @@ from retention_ops.warehouse.versions import (
 )
 
 CORRECT = "Correct the file and ingest it again; --show-values shows the values at fault."
+EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s.]+"
 CHANGES = ("added", "replaced", "removed", "unchanged")
 
 
@@ -43,7 +44,9 @@ CHANGES = ("added", "replaced", "removed", "unchanged")
 class IngestReport:
     """What one ingest did. `rows`, `customers` and the dates describe CURRENT afterwards; `excluded` counts file records.
 
-    `removed` are known orders that a file given with --replace says are worth nothing.
+    `removed` are known orders that a file given with --replace says are worth nothing. `consent_withdrawn` and
+    `consent_granted` are customers whose consent is now no, or yes, and was not before (a new customer's was not known).
+    `complete_through_note` says why the newest orders' date is not taken for complete; `warnings` never hold a value.
     """
 
     dataset: str
@@ -64,6 +67,10 @@ class IngestReport:
     unchanged: int
     stale_from: date | None
     content_sha256: str
+    consent_withdrawn: int = 0
+    consent_granted: int = 0
+    complete_through_note: str = ""
+    warnings: list[str] = field(default_factory=list)
     ignored_columns: list[str] = field(default_factory=list)
     skipped_sheets: list[str] = field(default_factory=list)
 
@@ -99,7 +106,7 @@ def ingest(
         staged = _stage([Path(path) for path in files], chosen, settings, limits, show_values, con, scratch, progress)
         if chosen.dataset == "customers":
             return _commit_customers(con, staged, settings, clock, progress)
-        return _commit_orders(con, staged, settings, replace, complete_through, show_values, clock, progress)
+        return _commit_orders(con, staged, settings, replace, complete_through, limits.today, show_values, clock, progress)
 
 
 # --- staging: files to one table of checked rows --------------------------------------------------------------------
@@ -113,6 +120,7 @@ class _Staged:
     files: list[InputFile]
     sources: list[Source]
     excluded: dict[str, int]
+    warnings: list[str]
 
     @property
     def records(self) -> int:
@@ -129,8 +137,12 @@ def _check_call(files: Sequence[Path], preset: Preset, complete_through: date | 
         return
     if preset.dataset == "customers":
         raise UsageError("--complete-through is about orders; preset customers has no such date")
-    if complete_through > limits.latest:
-        raise UsageError(f"--complete-through {complete_through} is in the future; orders of that day cannot all be in")
+    if complete_through >= limits.today:
+        when = "today" if complete_through == limits.today else "in the future"
+        raise UsageError(
+            f"--complete-through {complete_through} is {when} in shop_timezone {limits.zone}: that day is not over yet, so its "
+            f"orders cannot all be in. The latest possible is {limits.today - timedelta(days=1)}."
+        )
 
 
 def _stage(
@@ -147,15 +159,18 @@ def _stage(
         check(con, source, preset, limits, f"typed_{number}", findings, show_values)
     for file in opened:
         file.check_unchanged()
+    if not findings.counts:
+        _refuse_no_records(sources)
+    staged = _Staged(preset, opened, sources, {}, [])
+    _gather_lines(con, staged, faulty=bool(findings.counts))
+    _find_key_faults(con, staged, findings, show_values)
     findings.raise_if_any(CORRECT)
-    _refuse_no_records(sources)
-    staged = _Staged(preset, opened, sources, {})
-    _gather_lines(con, staged)
     if preset.dataset == "customers":
         _stage_customers(con, staged, findings, show_values)
     else:
         progress(f"grouping {staged.records:,} records into orders")
         _stage_orders(con, staged, settings, limits, findings, show_values)
+    _warn(con, staged)
     return staged
 
 
@@ -165,14 +180,21 @@ def _refuse_no_records(sources: list[Source]) -> None:
             raise InputRefused(f"{source.label} has a header but no records; nothing was written.\nExport it again.")
 
 
-def _gather_lines(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
-    """Table `lines`: the records of all sources with their reason for exclusion, counted into staged.excluded."""
+def _gather_lines(con: duckdb.DuckDBPyConnection, staged: _Staged, faulty: bool) -> None:
+    """Table `lines`: the records of all sources with their reason for exclusion, counted into staged.excluded.
+
+    Where there are `faulty` records, which will be refused, only those of which a fault of the key can be told for certain.
+    """
     names = ", ".join(entry.name for entry in staged.preset.fields)
     whens = " ".join(f"WHEN {rule.when} THEN {number}" for number, rule in enumerate(staged.preset.exclusions))
     excluded = f"CASE {whens} END" if whens else "NULL"
+    # one value decides whether a key is given twice, but all of them whether a line belongs to an order
+    decisive = [entry.name for entry in staged.preset.fields if staged.preset.several_records or entry.name == staged.preset.key_field]
+    sound = " AND ".join(f"issue_{name} IS NULL" for name in decisive)
     parts = [
         f"SELECT {number} AS source, rowid + 1 AS record, {names}, CAST({excluded} AS UTINYINT) AS exclusion FROM typed_{number}"
-        for number in range(len(staged.sources))
+        + (f" WHERE {sound} AND {source.numbered}" if faulty else "")
+        for number, source in enumerate(staged.sources)
     ]
     con.execute(f"CREATE TABLE lines AS {' UNION ALL '.join(parts)}")
     for number in range(len(staged.sources)):
@@ -192,7 +214,6 @@ def _stage_orders(
 ) -> None:
     """Table `staged`: an order per key of the first source that has it, order_cents 0 where it is worth nothing."""
     preset = staged.preset
-    _find_key_faults(con, staged, findings, show_values)
     _value_orders(con, preset, preset.currency or settings.currency, limits)
     header = preset.field(preset.amount_field).header
     rule = f"makes an order above max_order_amount ({limits.max_amount_setting:,})"
@@ -250,7 +271,6 @@ def _find_key_faults(con: duckdb.DuckDBPyConnection, staged: _Staged, findings: 
             FROM lines SEMI JOIN (SELECT source, {preset.key} AS twice FROM lines GROUP BY ALL HAVING count(*) > 1) t
                  ON t.source = lines.source AND t.twice = {preset.key}) WHERE nth > 1"""
         _find(con, staged, findings, sql, header, "is given twice in the same file", show_values)
-    findings.raise_if_any(CORRECT)
 
 
 def _drop_repeats(
@@ -278,7 +298,6 @@ def _drop_repeats(
 
 def _stage_customers(con: duckdb.DuckDBPyConnection, staged: _Staged, findings: Findings, show_values: bool) -> None:
     """Table `staged`: a customer per id."""
-    _find_key_faults(con, staged, findings, show_values)
     columns = TABLES["customers"].column_names
     con.execute(f"CREATE TABLE parts AS SELECT source, record, 1 AS records, {', '.join(columns)} FROM lines")
     _drop_repeats(con, staged, columns[1:], "customer_id", findings, show_values)
@@ -292,8 +311,23 @@ def _find(
     count = con.execute(f"SELECT count(*) FROM ({sql})").fetchone()[0]
     if count:
         rows = con.execute(f"SELECT * FROM ({sql}) ORDER BY 1, 2 LIMIT 100").fetchall()
-        problems = [Problem(staged.sources[row[0]], row[1], column, rule, row[2] if show_values else None) for row in rows]
+        problems = [
+            Problem(staged.sources[number], staged.sources[number].number(row), column, rule, value if show_values else None)
+            for number, row, value in rows
+        ]
         findings.add(problems, column, rule, count)
+
+
+def _warn(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
+    """Note what is legal but unwise, counted and without a value."""
+    # contains() first: a pattern over a million ids takes longer than all other checks of them
+    count = con.execute(
+        "SELECT count(DISTINCT customer_id) FROM staged "
+        f"WHERE contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
+    ).fetchone()[0]
+    if count:
+        look = "customer ids look like e-mail addresses" if count > 1 else "customer id looks like an e-mail address"
+        staged.warnings.append(f"{count:,} {look}; use opaque ids, because ids appear in briefs and lists")
 
 
 def _refuse_currencies(con: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -311,12 +345,13 @@ def _refuse_currencies(con: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 def _commit_orders(
     con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, replace: bool, complete_through: date | None,
-    show_values: bool, clock: Clock, progress: Progress,
+    today: date, show_values: bool, clock: Clock, progress: Progress,
 ) -> IngestReport:
     """Combine `staged` with the current version under the lock and publish the result if anything changed."""
     store = orders_store(settings)
     if store.current() is None:
         _refuse_no_orders(con, staged)
+        _refuse_before(complete_through, con.execute("SELECT min(order_date) FROM staged WHERE order_cents > 0").fetchone()[0])
     with store.locked(progress):
         parent = store.current()
         if parent is None:
@@ -328,9 +363,9 @@ def _commit_orders(
                                     "UNION ALL SELECT currency, count(*) FROM staged GROUP BY 1) "
                                     "QUALIFY count(DISTINCT currency) OVER () > 1")
         counts = _compare_orders(con, staged, replace, show_values)
-        complete = _complete_through(con, parent, complete_through, counts)
+        complete = _complete_through(con, parent, complete_through, today, counts)
         if parent is not None and complete == parent.complete_through and not _changes(counts):
-            return _orders_report(staged, parent, False, counts)
+            return _orders_report(staged, parent, False, counts, _why_not_complete(parent, complete_through, today))
         rows = (
             "SELECT order_id, customer_id, order_date, order_cents, currency FROM known ANTI JOIN "
             "(SELECT order_id FROM delta WHERE change IN ('replaced', 'removed')) USING (order_id) UNION ALL "
@@ -343,6 +378,7 @@ def _commit_orders(
             ).fetchone()
             if not facts[4]:
                 raise RetentionOpsError("the new orders version holds an order worth nothing; nothing was published")
+            _refuse_before(complete_through, facts[0])
             version = store.publish(
                 draft, parent, orders=draft.rows, customers=facts[2], first_date=facts[0], last_date=facts[1], currency=facts[3],
                 complete_through=complete, stale_from=_stale_from(con, parent, complete),
@@ -350,7 +386,7 @@ def _commit_orders(
             )
         store.prune(settings.orders_keep_versions)
     progress(f"version {version.version} is in force: {version.orders:,} orders of {version.customers:,} customers")
-    return _orders_report(staged, version, True, counts)
+    return _orders_report(staged, version, True, counts, _why_not_complete(version, complete_through, today))
 
 
 def _refuse_no_orders(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
@@ -358,6 +394,14 @@ def _refuse_no_orders(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in staged.excluded.items())
         raise InputRefused(f"none of the {staged.records:,} records is an order ({reasons}); nothing was written.\n"
                            "Check that these are the right files and the right preset.")
+
+
+def _refuse_before(complete_through: date | None, first: date) -> None:
+    if complete_through is not None and complete_through < first:
+        raise UsageError(
+            f"--complete-through {complete_through} is before the first order, of {first}; nothing was written.\n"
+            "Name the last date whose orders are all in, or leave the option out."
+        )
 
 
 def _know(con: duckdb.DuckDBPyConnection, store: Store, parent: Version | None) -> None:
@@ -394,15 +438,31 @@ def _changes(counts: dict[str, int]) -> int:
 
 
 def _complete_through(
-    con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, override: date | None, counts: dict[str, int]
+    con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, override: date | None, today: date, counts: dict[str, int]
 ) -> date:
-    """The last date whose orders are all in: the override, else the newest order seen; never moved by known content."""
+    """The last date whose orders are all in: the override, else the newest order's, but no day that is not over.
+
+    Known content never moves it, and without an override it never moves back.
+    """
     if override is not None:
         return override
     if parent is not None and not _changes(counts):
         return parent.complete_through
     newest = con.execute("SELECT max(order_date) FROM staged WHERE order_cents > 0").fetchone()[0]
-    return max(day for day in (newest, parent and parent.complete_through) if day is not None)
+    over = min(newest or date.min, today - timedelta(days=1))
+    return max(over, parent.complete_through) if parent is not None else over
+
+
+def _why_not_complete(version: OrdersVersion, override: date | None, today: date) -> str:
+    """Why the default is before the newest order; empty where it is not, or where the day was given."""
+    if override is not None or version.complete_through >= version.last_date:
+        return ""
+    if version.last_date == today:
+        return f"the newest orders are from today, {today}, which is not over yet"
+    if version.last_date > today:
+        return f"the newest orders are from tomorrow, {version.last_date}, and today, {today}, is not over yet"
+    return (f"the newest orders are from {version.last_date}, but these files do not show that day to be complete; "
+            f"if it is, say --complete-through {version.last_date}")
 
 
 def _stale_from(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, complete: date) -> date | None:
@@ -435,13 +495,14 @@ def _report_common(staged: _Staged, version: Version, changed: bool, counts: dic
         **{change: counts.get(change, 0) for change in CHANGES},
         "ignored_columns": list(dict.fromkeys(name for file in staged.files for name in file.ignored_columns)),
         "skipped_sheets": [f"{file.name}: {sheet}" for file in staged.files for sheet in file.skipped_sheets],
+        "warnings": staged.warnings,
     }
 
 
-def _orders_report(staged: _Staged, version: OrdersVersion, changed: bool, counts: dict[str, int]) -> IngestReport:
+def _orders_report(staged: _Staged, version: OrdersVersion, changed: bool, counts: dict[str, int], note: str) -> IngestReport:
     return IngestReport(
         rows=version.orders, first_date=version.first_date, last_date=version.last_date, currency=version.currency,
-        complete_through=version.complete_through, stale_from=version.stale_from if changed else None,
+        complete_through=version.complete_through, stale_from=version.stale_from if changed else None, complete_through_note=note,
         **_report_common(staged, version, changed, counts),
     )
 
@@ -449,12 +510,16 @@ def _orders_report(staged: _Staged, version: OrdersVersion, changed: bool, count
 def _commit_customers(
     con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, clock: Clock, progress: Progress
 ) -> IngestReport:
-    """Replace known customers by id and add the others, under the lock."""
+    """Bring known customers up to date by id and add the others, under the lock."""
     store = customers_store(settings)
     with store.locked(progress):
         parent = store.current()
         _know(con, store, parent)
-        counts = _compare_customers(con, staged)
+        counts = _compare_customers(con)
+        withdrawn, granted = con.execute(
+            "SELECT count(*) FILTER (d.consent IS false AND k.consent IS NOT false), "
+            "count(*) FILTER (d.consent IS true AND k.consent IS NOT true) FROM delta d LEFT JOIN known k USING (customer_id)"
+        ).fetchone()
         changed = parent is None or bool(_changes(counts))
         if changed:
             columns = ", ".join(store.table.column_names)
@@ -465,16 +530,17 @@ def _commit_customers(
         else:
             version = parent
     return IngestReport(rows=version.customers, first_date=None, last_date=None, complete_through=None, currency=None,
-                        stale_from=None, **_report_common(staged, version, changed, counts))
+                        stale_from=None, consent_withdrawn=withdrawn, consent_granted=granted,
+                        **_report_common(staged, version, changed, counts))
 
 
-def _compare_customers(con: duckdb.DuckDBPyConnection, staged: _Staged) -> dict[str, int]:
-    """Table `delta`: staged customers, known values where their file lacks the column; returns how many of each change."""
+def _compare_customers(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Table `delta`: staged customers, known values where their file has none; returns how many of each change.
+
+    An empty cell means "not known", like a column that is absent: it must never undo a refusal.
+    """
     names = TABLES["customers"].column_names[1:]
-    merged = []
-    for name in names:
-        having = [str(number) for number, source in enumerate(staged.sources) if name in source.headers]
-        merged.append(f"if(s.source IN ({', '.join(having)}), s.{name}, k.{name}) AS {name}" if having else f"k.{name} AS {name}")
+    merged = [f"coalesce(s.{name}, k.{name}) AS {name}" for name in names]
     same = " AND ".join(f"m.{name} IS NOT DISTINCT FROM k.{name}" for name in names)
     con.execute(
         f"""CREATE TABLE delta AS

@@ -173,8 +173,8 @@ PRESETS: dict[str, Preset] = {
             key_field="customer_id",
             repeated="customer already in an earlier file",
             notes=(
-                "Known customers are replaced by id; a column the file does not have keeps its stored values.",
-                "consent is true/false, yes/no or 1/0; empty means not known.",
+                "Known customers are updated by id. An empty cell, or a column the file does not have, keeps what is stored.",
+                "consent is true/false, yes/no or 1/0; empty means not known, so it never undoes a no.",
             ),
             example="customers.csv",
         ),

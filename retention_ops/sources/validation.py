@@ -19,7 +19,7 @@ from retention_ops.clock import Clock
 from retention_ops.errors import InputRefused
 from retention_ops.settings import Settings
 from retention_ops.sources.presets import Field, Kind, Preset
-from retention_ops.sources.reading import Source, refusal
+from retention_ops.sources.reading import OPEN_QUOTE, Source, refusal
 from retention_ops.warehouse.dialect import identifier, literal
 
 MAX_LISTED = 100
@@ -36,6 +36,8 @@ ISO_DATE = r"\d{4}-\d{2}-\d{2}"
 TIME = r"\d{1,2}:\d{2}(:\d{2}(\.\d{1,9})?)?"
 ISO_TIMESTAMP = rf"{ISO_DATE}[ T]{TIME}"
 OFFSET_TIMESTAMP = rf"{ISO_TIMESTAMP} ?(Z|[+-]\d{{2}}(:?\d{{2}})?)"
+THOUSANDS = r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?"
+DECIMAL_COMMA = r"[+-]?\d+(\.\d{3})*,\d+"
 US_DATE = rf"\d{{1,2}}/\d{{1,2}}/\d{{4}}( {TIME})?"
 
 
@@ -44,16 +46,17 @@ class Bounds:
     """The limits that come from settings and clock."""
 
     zone: str
+    today: date
     latest: date
     max_amount: int
     max_amount_setting: int
 
 
 def bounds(settings: Settings, clock: Clock) -> Bounds:
-    """Limits for this installation. Dates may be one day ahead, because the shop's day may begin before the clock's."""
+    """Limits for this shop and its today. Dates may be one day ahead, because the shop's day may begin before the clock's."""
     today = clock().astimezone(ZoneInfo(settings.shop_timezone)).date()
     cap = min(settings.max_order_amount, AMOUNT_CEILING)
-    return Bounds(settings.shop_timezone, today + timedelta(days=1), cap, settings.max_order_amount)
+    return Bounds(settings.shop_timezone, today, today + timedelta(days=1), cap, settings.max_order_amount)
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,17 @@ def _decimal(raw: str, limits: Bounds) -> str:
 
 
 def _decimal_rules(raw: str, value: str, limits: Bounds) -> list[Rule]:
-    return [Rule("is not a finite number", f"NOT {_matches(raw, DECIMAL)}"), _too_large(limits)]
+    return [
+        Rule("is not a finite number: write 1234.50, not 1,234.50", _matches(raw, THOUSANDS)),
+        Rule("is not a finite number: write 1234.50, not 1234,50", _matches(raw, DECIMAL_COMMA)),
+        Rule("is not a finite number", f"NOT {_matches(raw, DECIMAL)}"),
+        _too_large(limits),
+    ]
 
 
 def _money_rules(raw: str, value: str, limits: Bounds) -> list[Rule]:
-    not_a_number, too_large = _decimal_rules(raw, value, limits)
-    return [not_a_number, Rule("is negative", f"{raw} LIKE '-%'"), too_large]
+    *not_a_number, too_large = _decimal_rules(raw, value, limits)
+    return [*not_a_number, Rule("is negative", f"{raw} LIKE '-%'"), too_large]
 
 
 def _too_large(limits: Bounds) -> Rule:
@@ -135,7 +143,7 @@ def _date_rules(expected: str) -> Callable[[str, str, Bounds], list[Rule]]:
         return [
             Rule(f"is not a date (expected {expected})", f"{value} IS NULL"),
             Rule(f"is before {EARLIEST}", f"{value} < DATE '{EARLIEST}'"),
-            Rule(f"is later than {limits.latest}", "true"),
+            Rule(f"is later than {limits.latest}, in the future (tomorrow is allowed because of time zones)", "true"),
         ]
 
     return rules
@@ -213,7 +221,7 @@ def _issue(entry: Field, limits: Bounds) -> str:
 
 @dataclass
 class Problem:
-    """One broken rule at one record; `column` is empty when the record as a whole is wrong."""
+    """One broken rule at one record, by its number; `column` is empty when the record as a whole is wrong."""
 
     source: Source
     record: int
@@ -266,7 +274,7 @@ def _shown(value: str) -> str:
 def load(con: duckdb.DuckDBPyConnection, source: Source, preset: Preset, limits: Bounds, table: str) -> None:
     """Create `table` with one row per record, in file order: the typed fields, and issue_<field> for the broken rule.
 
-    Sets source.records and appends records that are not even the right shape to source.broken.
+    Sets source.records; a record that is not even the right shape has no row and is noted in source.broken.
     Raises InputRefused when the file cannot be parsed at all.
     """
     raw = ", ".join(f"{entry.name} AS raw_{entry.name}" for entry in preset.fields)
@@ -288,8 +296,10 @@ def load(con: duckdb.DuckDBPyConnection, source: Source, preset: Preset, limits:
     except duckdb.Error as error:
         raise _unparseable(source, error) from error
     source.records = _one(con, f"SELECT count(*) FROM {table}")
-    if source.is_csv and source.places is None:
-        source.broken.extend(_rejected(con, source, f"{table}_rejects"))
+    if source.path is not None:
+        _settle(con, source, f"{table}_rejects")
+    elif source.places is not None and len(source.places) != source.records + len(source.broken):
+        raise refusal(source.label, "has a record longer than 2 MB", "Check its line ends, or export it again.")
 
 
 def _unparseable(source: Source, error: duckdb.Error) -> InputRefused:
@@ -307,24 +317,24 @@ def _unparseable(source: Source, error: duckdb.Error) -> InputRefused:
 
 
 _REJECTS = {
-    "UNQUOTED VALUE": "has a quote that is not closed or not doubled",
+    "UNQUOTED VALUE": OPEN_QUOTE,
     "LINE SIZE OVER MAXIMUM": "is longer than 2 MB",
     "INVALID ENCODING": "is not UTF-8",
 }
+MISCOUNTED = ("MISSING COLUMNS", "TOO MANY COLUMNS")
 
 
-def _rejected(con: duckdb.DuckDBPyConnection, source: Source, rejects: str) -> list[tuple[int, str]]:
-    """Records whose shape is wrong, as (record, what is wrong)."""
+def _settle(con: duckdb.DuckDBPyConnection, source: Source, rejects: str) -> None:
+    """Have the records placed, and those noted whose shape is wrong."""
     rows = con.execute(
-        "SELECT line, min(CAST(error_type AS VARCHAR)), arg_min(error_message, column_idx) "
-        f"FROM {rejects} GROUP BY line ORDER BY line"
+        "SELECT line_byte_position - 1, min(CAST(error_type AS VARCHAR)), arg_min(error_message, column_idx) "
+        f"FROM {rejects} GROUP BY 1 ORDER BY 1"
     ).fetchall()
-    if rows and not source.has_quotes:
-        source.records = source.lines - source.header_lines  # without quotes every line is a record, and its number is certain
-    found = []
-    for line, kind, message in rows:
-        found.append((line - source.header_lines, _REJECTS.get(kind) or _shape(message or "")))
-    return found
+    rejected = [(start, _REJECTS.get(kind) or _shape(message or "")) for start, kind, message in rows]
+    try:
+        source.settle(rejected, miscounted=all(kind in MISCOUNTED for _, kind, _ in rows))
+    except OSError as error:
+        raise refusal(source.label, "went away while it was being read", "Ingest it again once it stays in place.") from error
 
 
 def _shape(message: str) -> str:
@@ -341,12 +351,12 @@ def check(
 ) -> None:
     """Add everything that `load` found wrong with one source to `findings`."""
     if source.broken:
-        # the broken records are not in the table, so the numbers of the others cannot be trusted: first things first
         by_rule = Counter("has a wrong number of fields" if " field" in rule else rule for _, rule in source.broken)
         findings.problems.extend(Problem(source, record, "", rule) for record, rule in source.broken[:MAX_LISTED])
         for rule, count in by_rule.items():
             findings.add([], "", rule, count)
-        return
+    if not source.numbered:
+        return  # a quote that is not closed swallows whole records: what the others seem to hold may be its doing
     counts = con.execute(f"SELECT {', '.join(f'count(issue_{entry.name})' for entry in preset.fields)} FROM {table}").fetchone()
     for entry, count in zip(preset.fields, counts, strict=True):
         if count:
@@ -364,19 +374,20 @@ def _add_issues(
     counted = f"SELECT {issue}, count(*) FROM {table} WHERE {issue} IS NOT NULL GROUP BY 1 ORDER BY 1"
     for number, count in con.execute(counted).fetchall():
         found = con.execute(f"SELECT rowid + 1 FROM {table} WHERE {issue} = {number} ORDER BY 1 LIMIT {MAX_LISTED}").fetchall()
-        records = [row[0] for row in found]
-        values = raw_values(con, source, entry, records) if show_values and number else {}
-        problems = [Problem(source, record, header, rules[number].text, values.get(record)) for record in records]
+        rows = [row[0] for row in found]
+        values = raw_values(con, source, entry, rows) if show_values and number else {}
+        problems = [Problem(source, source.number(row), header, rules[number].text, values.get(row)) for row in rows]
         findings.add(problems, header, rules[number].text, count)
 
 
-def raw_values(con: duckdb.DuckDBPyConnection, source: Source, entry: Field, records: list[int]) -> dict[int, str]:
-    """record -> the text as it stands in the file."""
-    wanted = ", ".join(str(record) for record in records)
+def raw_values(con: duckdb.DuckDBPyConnection, source: Source, entry: Field, rows: list[int]) -> dict[int, str]:
+    """row -> the text as it stands in the file."""
+    wanted = ", ".join(str(row) for row in rows)
+    scan = source.sql(", ignore_errors = true" if source.is_csv else "")  # leaves out what `load` left out
     return dict(
         con.execute(
-            f"SELECT record, text FROM (SELECT row_number() OVER () AS record, {identifier(entry.name)} AS text "
-            f"FROM ({source.sql()})) WHERE record IN ({wanted}) AND text IS NOT NULL"
+            f"SELECT place, text FROM (SELECT row_number() OVER () AS place, {identifier(entry.name)} AS text "
+            f"FROM ({scan})) WHERE place IN ({wanted}) AND text IS NOT NULL"
         ).fetchall()
     )
 

@@ -41,7 +41,7 @@ def test_calls_that_make_no_sense_are_usage_errors(shop):
         shop.ingest()
     with pytest.raises(UsageError, match="complete-through"):
         shop.ingest(customers, preset="customers", complete_through=date(2024, 1, 1))
-    with pytest.raises(UsageError, match="future"):
+    with pytest.raises(UsageError, match="2026-02-01 is in the future in shop_timezone UTC"):
         shop.add(("O1", "C1", "2024-01-01", 1), complete_through=date(2026, 2, 1))
 
 
@@ -265,6 +265,56 @@ def test_customers_are_replaced_by_id_and_others_kept(shop):
     ]
     assert (report.added, report.replaced, report.unchanged, report.rows, report.changed) == (1, 1, 1, 3, True)
     assert report.dataset == "customers" and report.currency is None and version.parent.startswith("000001-")
+
+
+def consents(shop, text: str) -> tuple[int, int]:
+    """Ingest these customers; how many consents were withdrawn and granted."""
+    report = shop.ingest(shop.write("consents.csv", text), preset="customers")
+    return report.consent_withdrawn, report.consent_granted
+
+
+@pytest.mark.parametrize("later", [
+    "customer_id,consent\nanna,\n", 'customer_id,consent\nanna,"  "\n', "customer_id,country\nanna,DE\n",
+    "customer_id,country,consent\nben,DE,yes\nanna,DE,\n",
+])
+def test_nothing_but_a_yes_undoes_a_refusal(shop, later):
+    assert consents(shop, "customer_id,consent\nanna,no\n") == (1, 0)
+    assert consents(shop, later)[0] == 0
+    assert read(current_customers(shop.settings).path)[0][-1] is False
+    assert consents(shop, "customer_id,consent\nanna,yes\n") == (0, 1)
+    assert read(current_customers(shop.settings).path)[0][-1] is True
+
+
+def test_an_empty_cell_keeps_every_attribute(shop):
+    header = "customer_id,country,segment,loyalty_tier,acquisition_channel,signup_date,consent\n"
+    shop.ingest(shop.write("c.csv", header + "A,DE,new,gold,search,2020-02-29,yes\n"), preset="customers")
+    report = shop.ingest(shop.write("d.csv", header + "A,,,,,,\n"), preset="customers")
+    assert (report.changed, report.unchanged) == (False, 1)
+    shop.ingest(shop.write("d.csv", header + "A,,,silver,,,\n"), preset="customers")
+    assert read(current_customers(shop.settings).path) == [("A", "DE", "new", "silver", "search", date(2020, 2, 29), True)]
+
+
+def test_withdrawn_and_granted_consents_are_counted_against_what_was_known(shop):
+    assert consents(shop, "customer_id,consent\nA,yes\nB,yes\nC,no\nD,\nE,\n") == (1, 2)
+    assert consents(shop, "customer_id,consent\nA,no\nB,yes\nC,yes\nD,no\nE,\nF,no\n") == (3, 1)
+    assert consents(shop, "customer_id,consent\nA,no\nB,yes\nC,yes\nD,no\nE,\nF,no\n") == (0, 0)
+    report = shop.add(("O1", "A", "2024-05-02", 1))
+    assert (report.consent_withdrawn, report.consent_granted) == (0, 0)
+
+
+# --- warnings ---
+
+
+def test_customer_ids_that_look_like_e_mail_addresses_are_warned_about_without_showing_one(shop):
+    day = "2024-05-02"
+    report = shop.add(("O1", "anna@example.com", day, 1), ("O2", "anna@example.com", day, 1), ("O3", "=SUM(@A1)", day, 1))
+    assert report.warnings == ["1 customer id looks like an e-mail address; use opaque ids, because ids appear in briefs and lists"]
+    rows = "".join(f"c{i}@shop.example.org,DE\n" for i in range(1204))
+    report = shop.ingest(shop.write("c.csv", f"customer_id,country\nC1,DE\n@,DE\n{rows}"), preset="customers")
+    assert report.warnings == [
+        "1,204 customer ids look like e-mail addresses; use opaque ids, because ids appear in briefs and lists"
+    ]
+    assert shop.add(("O9", "C1", day, 1)).warnings == []
 
 
 def test_customers_already_known_change_nothing(shop):

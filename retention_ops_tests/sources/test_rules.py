@@ -145,6 +145,33 @@ def test_a_date_is_one_that_python_knows_too_or_refused(folder, text):
     assert shop.orders()[0][2] - date.fromisoformat(text.strip()[:10]) <= timedelta(days=1)
 
 
+records = st.tuples(st.sampled_from(["good", "bad date", "ragged"]), st.text('ab ",\n', max_size=12), st.integers(0, 2))
+
+
+@few
+@given(rows=st.lists(records, min_size=1, max_size=40), terminator=st.sampled_from(["\n", "\r\n"]), quoting=st.sampled_from([0, 1]))
+def test_every_bad_record_is_found_in_its_line_whatever_is_around_it(folder, rows, terminator, quoting):
+    shop = fresh(folder)
+    text = f"{ORDERS_HEADER},note{terminator}"
+    expected = []
+    for number, (kind, note, blank_lines) in enumerate(rows):
+        text += terminator * blank_lines
+        if kind != "good":
+            expected.append((text.count("\n") + 1, kind))
+        buffer = io.StringIO()
+        row = [f"O{number}", "A", "never" if kind == "bad date" else "2024-05-02", "1", note.replace("\n", terminator)]
+        csv.writer(buffer, lineterminator=terminator, quoting=quoting).writerow(row + ["x"] * (kind == "ragged"))
+        text += buffer.getvalue()
+    path = shop.write("o.csv", text)
+    if not expected:
+        shop.ingest(path)
+        return
+    with pytest.raises(InputRefused) as refused:
+        shop.ingest(path)
+    said = {"bad date": "order_date is not a date (expected YYYY-MM-DD)", "ragged": "has 6 fields, the header has 5"}
+    assert str(refused.value).splitlines()[1:-1] == [f"  o.csv line {line}: {said[kind]}" for line, kind in expected]
+
+
 @few
 @given(notes=st.lists(st.text('ab",\n\r', max_size=12), min_size=1, max_size=30), terminator=st.sampled_from(["\n", "\r\n"]))
 def test_every_record_of_a_csv_is_counted_whatever_its_quotes_and_newlines(folder, notes, terminator):

@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import pytest
 
 import retention_ops
-from retention_ops.errors import InputRefused, RetentionOpsError
+from retention_ops.errors import InputRefused, RetentionOpsError, UsageError
+from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.versions import current_customers, current_orders, orders_versions
 from retention_ops_tests.sources import NOW, ORDERS_HEADER, Shop
@@ -166,6 +167,91 @@ def test_stale_from_is_the_earlier_of_new_orders_and_moved_completeness(shop):
     shop.add(A1, A2)
     assert shop.add(B1, complete_through=date(2024, 5, 20)).stale_from == date(2024, 5, 5)
     assert shop.add(("O9", "B", "2024-05-30", 1)).stale_from == date(2024, 5, 21)
+
+
+TODAY = NOW.date()
+YESTERDAY = TODAY - timedelta(days=1)
+TOMORROW = TODAY + timedelta(days=1)
+
+
+def test_a_day_that_is_not_over_is_not_complete(shop):
+    report = shop.add(A1, ("O2", "A", TODAY, 1))
+    assert (report.complete_through, report.last_date) == (YESTERDAY, TODAY)
+    assert report.complete_through_note == "the newest orders are from today, 2026-01-15, which is not over yet"
+    again = shop.add(A1, ("O2", "A", TODAY, 1))
+    assert (again.changed, again.complete_through, again.complete_through_note) == (False, YESTERDAY, report.complete_through_note)
+    ahead = shop.add(("O3", "A", TOMORROW, 1))
+    assert ahead.complete_through == YESTERDAY
+    assert ahead.complete_through_note == "the newest orders are from tomorrow, 2026-01-16, and today, 2026-01-15, is not over yet"
+
+
+@pytest.mark.parametrize("day", [date(2024, 5, 2), YESTERDAY])
+def test_a_day_that_is_over_needs_no_note(shop, day):
+    report = shop.add(("O1", "A", day, 1))
+    assert (report.complete_through, report.complete_through_note) == (day, "")
+
+
+def test_the_next_days_orders_complete_a_day_and_the_same_file_does_not(shop):
+    """A noon export stays a noon export however late it is ingested again."""
+    noon = shop.orders_csv(A1, ("O2", "A", TODAY, 1))
+    shop.ingest(noon)
+
+    def next_day(file):
+        return ingest([file], "orders", shop.settings, clock=lambda: NOW + timedelta(days=1))
+
+    again = next_day(noon)
+    assert (again.changed, again.complete_through) == (False, YESTERDAY)
+    assert again.complete_through_note.endswith("if it is, say --complete-through 2026-01-15")
+    more = next_day(shop.orders_csv(("O3", "A", TOMORROW, 1)))
+    assert (more.complete_through, more.stale_from) == (TODAY, TODAY)
+
+
+def test_orders_of_today_alone_complete_nothing(shop):
+    report = shop.add(("O1", "A", TODAY, 1))
+    assert (report.first_date, report.complete_through) == (TODAY, YESTERDAY)
+
+
+@pytest.mark.parametrize(("zone", "hour", "complete"), [
+    ("UTC", 12, YESTERDAY), ("Pacific/Kiritimati", 9, YESTERDAY), ("Pacific/Kiritimati", 10, TODAY),
+    ("America/New_York", 4, YESTERDAY - timedelta(days=1)), ("America/New_York", 5, YESTERDAY),
+])
+def test_the_day_ends_in_the_time_zone_of_the_shop(tmp_path, zone, hour, complete):
+    shop = Shop(tmp_path, shop_timezone=zone)
+    path = shop.orders_csv(A1, ("O2", "A", TODAY, 1))
+
+    def take_in(**options):
+        return ingest([path], "orders", shop.settings, clock=lambda: datetime(2026, 1, 15, hour, tzinfo=UTC), **options)
+
+    with pytest.raises(UsageError, match="not over yet"):
+        take_in(complete_through=complete + timedelta(days=1))
+    assert shop.lake() == {}
+    assert take_in(complete_through=complete).complete_through == complete
+    (tmp_path / "other").mkdir()
+    shop = Shop(tmp_path / "other", shop_timezone=zone)
+    assert take_in().complete_through == complete
+
+
+def test_a_day_that_is_not_over_cannot_be_called_complete(shop):
+    with pytest.raises(UsageError, match=r"2026-01-15 is today in shop_timezone UTC.*not over yet.*2026-01-14"):
+        shop.add(A1, complete_through=TODAY)
+    with pytest.raises(UsageError, match="2026-01-16 is in the future"):
+        shop.add(A1, complete_through=TOMORROW)
+    assert shop.lake() == {}
+
+
+def test_complete_through_before_the_first_order_is_refused(shop):
+    with pytest.raises(UsageError, match="2024-05-01 is before the first order, of 2024-05-02"):
+        shop.add(A1, A2, complete_through=date(2024, 5, 1))
+    assert shop.lake() == {}
+    shop.add(A1, A2, complete_through=date(2024, 5, 2))
+    before = shop.lake()
+    for row, day in ((A1, date(2024, 5, 1)), (("O0", "A", "2024-04-30", 1), date(2024, 4, 29))):
+        with pytest.raises(UsageError, match="before the first order"):
+            shop.add(row, complete_through=day)
+    with pytest.raises(UsageError, match="before the first order, of 2024-05-09"):
+        shop.add(("O1", "A", "2024-05-02", 0), replace=True, complete_through=date(2024, 5, 3))
+    assert shop.lake() == before
+    assert shop.add(("O0", "A", "2024-04-30", 1), complete_through=date(2024, 5, 1)).complete_through == date(2024, 5, 1)
 
 
 # --- history ---
