@@ -204,6 +204,8 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
         why = "built from older orders" if report.dataset == "orders" else "with lists that name customers who refused consent"
         _say(f"[yellow]Stale: {_dates(stale)}[/yellow], {why}.")
         _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
+    elif report.dataset == "orders" and report.complete_through < report.first_date:
+        _say("No day of these orders is over yet; come back tomorrow.")
     elif report.dataset == "orders":
         _next(
             _command(settings, f"run --date {report.complete_through}"),

@@ -101,6 +101,8 @@ def _next(facts: dict[str, Any]) -> list[str]:
     orders, run = facts["orders"], facts["last_run"]
     if orders is None:
         return ["demo", "ingest orders.csv --preset orders"]
+    if orders.complete_through < orders.first_date:  # all orders are from a day that is not over
+        return ["ingest orders.csv --preset orders"]
     if run and run["status"] in ("failure", "canceled") and run["from"]:
         return [f"backfill --from {run['from']} --to {run['to']}"]
     for trouble in ("stale_dates", "unfinished_dates", "unanswered_dates", "packs_with_refused", "failed_answers"):

@@ -8,7 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -204,6 +204,14 @@ def test_ingest_reports_what_it_left_out_and_what_is_stale(tmp_path):
     assert "Nothing new" in cli("ingest", orders, "--preset", "orders", home=home).stdout
     report = json.loads(cli("ingest", orders, "--preset", "orders", "--json", home=home).stdout)
     assert report["changed"] is False and report["rows"] == 2
+
+
+def test_orders_of_a_day_that_is_not_over_suggest_no_command_that_cannot_work(tmp_path):
+    orders = tmp_path / "today.csv"
+    orders.write_text(f"order_id,customer_id,order_date,order_amount\n1,a,{datetime.now(UTC).date()},10.00\n")
+    result = cli("ingest", orders, "--preset", "orders", home=tmp_path / "home")
+    assert result.returncode == 0 and "come back tomorrow" in result.stdout and "not over yet" in " ".join(result.stdout.split())
+    assert "run --date" not in cli("status", home=tmp_path / "home").stdout
 
 
 def test_the_demo_tells_its_story(tmp_path):
