@@ -27,10 +27,10 @@ demo: $(READY)
 	@$(BIN)/retention-ops demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadscope -q
+	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal -q
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -q
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
 ui: $(READY)
 	@$(BIN)/retention-ops --home .retention_ops/demo ui

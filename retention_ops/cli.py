@@ -40,6 +40,8 @@ err = Console(stderr=True)
 _home: Path | None = None
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON, for scripts.")]
+STORAGE = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "yaml")
+"""whose errors mean damaged or unreachable storage rather than a bug"""
 SEVERITY_STYLE = {"CRITICAL": "bold red", "WARNING": "bold yellow", "INFO": "green"}
 
 
@@ -145,13 +147,10 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Check order files and add them to the lake. A file is taken whole or not at all."""
-    from retention_ops.log import runs
-    from retention_ops.log.database import ops_database
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.status import packs_with_refused
     from retention_ops.warehouse.freshness import stored_from
     from retention_ops.warehouse.lake import Lake
-    from retention_ops.warehouse.versions import current_customers, orders_versions
 
     settings = _settings()
     with err.status("opening files") if not as_json else _nothing() as spinner:
@@ -159,10 +158,7 @@ def ingest(
             files, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
-    with ops_database(settings) as engine:
-        runs.record_ingestions(engine, "orders", orders_versions(settings))
-        customers = current_customers(settings)
-        runs.record_ingestions(engine, "customers", [customers] if customers else [])
+    _record_ingestions(settings)
     lake = Lake(settings)
     lake.refresh_views()
     if report.dataset == "customers":
@@ -173,6 +169,18 @@ def ingest(
         _print_json({**_plain(report), "stale_dates": stale})
         return
     _show_ingest(report, stale, settings)
+
+
+def _record_ingestions(settings: Settings) -> None:
+    """Copies what was taken in to the ops database; what a kill left out is made up by the next ingest."""
+    from retention_ops.log import runs
+    from retention_ops.log.database import ops_database
+    from retention_ops.warehouse.versions import current_customers, orders_versions
+
+    customers = current_customers(settings)
+    with ops_database(settings) as engine:
+        runs.record_ingestions(engine, "orders", orders_versions(settings))
+        runs.record_ingestions(engine, "customers", [customers] if customers else [])
 
 
 @contextmanager
@@ -241,6 +249,8 @@ def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> di
     with err.status("starting Dagster") if not as_json else _nothing():
         from retention_ops.definitions import build_loop
         from retention_ops.launch import run_dates
+        from retention_ops.package.brief import check_templates
+    check_templates(settings)  # a mistake in a company's template is found before anything is computed
     loop = build_loop(settings)
     with _progress(quiet=as_json) as step:
         loop.progress = step
@@ -357,6 +367,7 @@ def demo(
     for file, preset in ((shop.orders, "orders"), (shop.customers, "customers")):
         with err.status(f"taking in {file.name}"):
             take_in([file], preset, settings)
+    _record_ingestions(settings)
     orders = _lake(settings).orders()
     _say(escape(f"A synthetic shop: {orders.orders:,} orders of {orders.customers:,} customers, {orders.first_date} to {orders.last_date} "
                 f"({shop.orders})."))
@@ -542,9 +553,17 @@ def main() -> None:
     except RetentionOpsError as error:
         err.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         err.print(f"[red]error[/red] {escape(f'{error.strerror or error}{where}')}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in STORAGE:
+            raise
+        err.print(f"[red]error[/red] stored data or a database cannot be used: {escape(str(error))}", soft_wrap=True, highlight=False)
+        err.print("Running the date it names again builds a damaged partition anew; orders come back by ingesting their files.")
         sys.exit(1)
 
 

@@ -18,7 +18,6 @@ import dagster as dg
 from retention_ops.definitions import build_defs
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
-from retention_ops.package.brief import check_templates
 from retention_ops.settings import Settings
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
 from retention_ops.warehouse.lake import Lake
@@ -79,7 +78,10 @@ def check_dates(settings: Settings, lake: Lake, first: date, last: date) -> None
     if first > last:
         raise UsageError(f"--from {first} is after --to {last}")
     daily = partitions(settings, lake)
-    start, end = (date.fromisoformat(key) for key in (daily.get_first_partition_key(), daily.get_last_partition_key()))
+    keys = daily.get_first_partition_key(), daily.get_last_partition_key()
+    if None in keys:
+        raise UsageError(f"no day since {daily.start:%Y-%m-%d} is over yet in {settings.shop_timezone} (setting start_date)")
+    start, end = (date.fromisoformat(key) for key in keys)
     if first < start:
         raise UsageError(f"{first} is before the first date {start}; orders start there (setting start_date)")
     if last > end:
@@ -90,7 +92,6 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
     """Runs the daily loop for one date, or for a range in one run, on this home's Dagster instance or on `stored`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     check_dates(loop.settings, loop.lake, first, last)
-    check_templates(loop.settings)  # a mistake in a company's template is found before anything is computed
     tags = {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
     dates: dict[str, Any] = {"partition_key": first.isoformat()}
     if last > first:

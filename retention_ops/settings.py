@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     medium_risk_score: int = Field(21, description="MEDIUM from this score", ge=1, le=100)
 
     # macro alert
-    warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0)
-    critical_pct: float = Field(25.0, description="CRITICAL likewise, in %", gt=0)
+    warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0, allow_inf_nan=False)
+    critical_pct: float = Field(25.0, description="CRITICAL likewise, in %", gt=0, allow_inf_nan=False)
     min_sample: int = Field(100, description="customers needed before the alert may fire", ge=0)
 
     # priority queue
@@ -88,9 +88,9 @@ class Settings(BaseSettings):
     max_alert_age_days: int = Field(7, description="older flagged dates are history: logged, not answered", ge=0)
 
     # keeping
-    snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0)
-    pack_keep_days: int = Field(90, description="days a pack is kept after it was built; of a range, the newest so many get one", gt=0)
-    orders_keep_versions: int = Field(10, description="newest orders versions kept on disk", gt=0)
+    snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0, le=36500)
+    pack_keep_days: int = Field(90, description="days a pack is kept after it was built; a range builds its newest so many", gt=0, le=36500)
+    orders_keep_versions: int = Field(10, description="newest orders versions kept on disk", ge=2)
     trend_days: int = Field(60, description="days shown in the trend chart", ge=14, le=365)
 
     # DuckDB

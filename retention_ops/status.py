@@ -10,7 +10,7 @@ from retention_ops.errors import PackError
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
 from retention_ops.package.audiences import TIERS
-from retention_ops.package.pack import find_pack, records
+from retention_ops.package.pack import find_pack, pack_days, records
 from retention_ops.settings import Settings
 from retention_ops.warehouse.freshness import freshness
 from retention_ops.warehouse.lake import Lake
@@ -79,9 +79,9 @@ def packs_with_refused(lake: Lake) -> list[date]:
     known = lake.read("customers", customers.version)
     refused = set(known.loc[known["consent"].eq(False), "customer_id"])
     found = []
-    for folder in sorted(lake.settings.packs.glob("????-??-??")) if refused else []:
+    for day in pack_days(lake.settings) if refused else []:
         try:
-            pack = find_pack(lake.settings, date.fromisoformat(folder.name))
+            pack = find_pack(lake.settings, day)
         except PackError:
             continue  # an unreadable manifest is found where the pack is used
         if pack and pack.manifest.get("customers_version") != customers.version:

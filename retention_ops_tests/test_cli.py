@@ -238,3 +238,38 @@ def test_the_2010_2011_retail_orders_give_the_known_queue(tmp_path):
     assert summary["counts"] == {"P1": 13, "P2": 235, "P3": 62}
 
 
+
+
+@pytest.mark.parametrize("damage", ["views marker", "customer_days", "partition", "manifest of another date", "foreign folders"])
+def test_damage_heals_by_running_the_date_again(tmp_path, damage):
+    lake = lake_with(small_shop(), tmp_path / "home")
+    loop = build_loop(lake.settings)
+    before = LAST_DAY - timedelta(1)
+    assert run_dates(loop, before, LAST_DAY).success
+    expected = lake.read("alert_logic", LAST_DAY)
+    match damage:
+        case "views marker":
+            (lake.root / ".views.json").write_text("{")
+        case "customer_days":
+            lake.path("customer_days", lake.orders().version).write_bytes(b"PAR1")
+        case "partition":
+            for table in ("base_customers", "churn_detection", "alert_logic", "customer_priority"):
+                lake.path(table, LAST_DAY).write_bytes(b"PAR1 cut off")
+        case "manifest of another date":
+            (lake.settings.packs / before.isoformat() / "manifest.json").write_text("{}")
+        case _:
+            (lake.settings.packs / "2026-06-xx").mkdir()
+            (lake.root / "alert_logic" / "day=foo").mkdir()
+            (lake.root / "alert_logic" / "day=foo" / "part-0.parquet").touch()
+    first = cli("status", home=lake.settings.home)
+    assert "Traceback" not in first.stderr
+    result = cli("run", "--date", LAST_DAY, home=lake.settings.home)
+    assert result.returncode == 0, result.stderr
+    assert lake.read("alert_logic", LAST_DAY).equals(expected)
+
+
+def test_a_database_that_is_none_is_an_error_not_a_traceback(tmp_path, monkeypatch):
+    lake = lake_with(small_shop(), tmp_path / "home")
+    (lake.settings.home / "ops.sqlite").write_text("not a database " * 100)
+    result = cli("status", home=lake.settings.home)
+    assert result.returncode == 1 and "ops.sqlite" in result.stderr and "Traceback" not in result.stderr

@@ -54,10 +54,12 @@ class Workspace:
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
         self._show("orders", self.orders.version)
-        if not self.lake.exists("customer_days", self.orders.version):
+        try:
+            self._show("customer_days", self.orders.version)
+        except duckdb.Error:  # not derived yet, or damaged
             self._run("customer_days", {})
             self.lake.write(self.connection, "customer_days", self.orders.version, {"orders_version": self.orders.version})
-        self._show("customer_days", self.orders.version)
+            self._show("customer_days", self.orders.version)
         if self.customers:
             self._show("customers", self.customers.version)
         else:
@@ -111,7 +113,11 @@ class Workspace:
         if self._built.get(table) == (day,):
             return
         path = self.lake.path(table, day)
-        if path.is_file() and read_provenance(self.connection, path) == self.provenance:
+        try:
+            usable = path.is_file() and read_provenance(self.connection, path) == self.provenance
+        except duckdb.Error:  # damaged: as good as another make
+            usable = False
+        if usable:
             self._show(table, day)
             self._built[table] = (day,)
         else:

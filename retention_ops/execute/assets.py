@@ -37,6 +37,8 @@ def execute_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
         alerts = {row["alert_date"]: row for row in records(loop.lake.read_range("alert_logic", days[0], days[-1]))}
         with ops_database(loop.settings) as engine:
             for done, day in enumerate(days, start=1):
+                if day.isoformat() not in alerts:
+                    raise PackError(f"{day} has no alert_logic row; `retention-ops run --date {day}` computes it")
                 alert = alerts[day.isoformat()]
                 if alert["alert_flag"] or day == days[-1]:
                     row = answer_day(loop, engine, day, alert, context.run.run_id)

@@ -20,7 +20,7 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import PackError
 from retention_ops.log import runs
 from retention_ops.package.audiences import TIERS
-from retention_ops.package.pack import OUTBOX, Pack, add_files, alert_version, canonical_sha256, verify
+from retention_ops.package.pack import OUTBOX, Pack, add_files, alert_version, canonical_sha256, find_pack, verify
 from retention_ops.settings import Settings
 
 EXPORTED_TIERS = {"WARNING": ("P1", "P2"), "CRITICAL": ("P1", "P2", "P3")}
@@ -64,10 +64,11 @@ def respond(
     decision, exported, error = None, {}, None
     try:
         decision = decide(alert, complete_through, settings, clock)
-        before = runs.answered(engine, pack.day, alert["alert_type"], pack.facts_sha256)
+        before = runs.answered(engine, pack.day, alert["alert_type"], pack.facts_sha256, settings.mode)
         if decision.verdict == "act" and before and before != run_id:
             decision = Decision("skip", f"already answered by run {before}: same result")
         if decision.verdict == "act":
+            pack = find_pack(settings, pack.day) or pack  # another run may have built it again meanwhile
             prove(pack, alert)
             exported = write_outbox(pack, alert, settings)
     except Exception as failure:

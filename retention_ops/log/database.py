@@ -116,7 +116,9 @@ def ops_database(settings: Settings) -> Iterator[Engine]:
         if _revision(engine) != HEAD:
             _upgrade(engine, settings)
         yield engine
-    except sa.exc.OperationalError as error:
+    except sa.exc.DatabaseError as error:
+        if isinstance(error, sa.exc.IntegrityError):
+            raise
         where = engine.url.render_as_string(hide_password=True)
         raise LogError(f"the ops database {where} cannot be used: {error.orig}") from error
     finally:

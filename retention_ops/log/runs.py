@@ -73,11 +73,11 @@ def rows(engine: Engine, *, first: date | None = None, last: date | None = None,
     return [{name: row[name] for name in COLUMNS} for row in reversed(found)]
 
 
-def answered(engine: Engine, alert_date: date, alert_type: str, facts_sha256: str) -> str | None:
-    """The run that already answered exactly this result, or None."""
+def answered(engine: Engine, alert_date: date, alert_type: str, facts_sha256: str, mode: str) -> str | None:
+    """The run that already answered exactly this result in this mode, or None; a rehearsal does not use up the real answer."""
     query = (
         sa.select(ops_runs_log.c.run_id)
-        .filter_by(alert_date=alert_date, alert_type=alert_type, facts_sha256=facts_sha256, status="success")
+        .filter_by(alert_date=alert_date, alert_type=alert_type, facts_sha256=facts_sha256, status="success", mode=mode)
         .order_by(ops_runs_log.c.position.desc())
         .limit(1)
     )

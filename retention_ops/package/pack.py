@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -292,10 +293,19 @@ def find_pack(settings: Settings, day: date) -> Pack | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
+    return Pack(day, folder, _read_manifest(path, day))
+
+
+def _read_manifest(path: Path, day: date) -> dict[str, Any]:
     try:
-        return Pack(day, folder, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        datetime.fromisoformat(manifest["created_at"])
+        missing = {"files", "audiences", "facts_sha256", "alert_version"} - manifest.keys()
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise PackError(f"{path} cannot be read ({error}); `retention-ops run --date {day}` builds the pack again") from None
+    return manifest
 
 
 def verify(pack: Pack) -> None:
@@ -309,10 +319,16 @@ def verify(pack: Pack) -> None:
 
 
 def add_files(pack: Pack, contents: Mapping[str, tuple[bytes, int]]) -> Pack:
-    """Adds files (name -> bytes, rows) to a pack and names them in its manifest; both hashes stay as they are."""
-    manifest = {**pack.manifest, "files": dict(pack.manifest["files"])}
+    """Adds files (name -> bytes, rows) to a pack and names them in its manifest; both hashes stay as they are.
+
+    Another run may have built the pack again meanwhile: the files go to the build in place, if it says the same. Raises
+    PackError if it does not.
+    """
     with locked(pack.folder.parent / LOCK):
         folder = pack.folder.resolve()
+        manifest = _read_manifest(folder / MANIFEST, pack.day)
+        if manifest["facts_sha256"] != pack.facts_sha256:
+            raise PackError(f"the pack of {pack.day} was built again from other facts; `retention-ops run --date {pack.day}` answers them")
         for name, (data, rows) in contents.items():
             (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
             write_atomic(folder / name, data, mode=0o600)
@@ -321,18 +337,31 @@ def add_files(pack: Pack, contents: Mapping[str, tuple[bytes, int]]) -> Pack:
     return Pack(pack.day, pack.folder, manifest)
 
 
+def pack_days(settings: Settings) -> list[date]:
+    """Dates that have a pack, oldest first; whatever else lies in the folder is not ours."""
+    found = []
+    for entry in settings.packs.glob("????-??-??"):
+        with suppress(ValueError):
+            found.append(date.fromisoformat(entry.name))
+    return sorted(found)
+
+
 def expire_packs(settings: Settings, clock: Clock = system_clock) -> list[date]:
     """Removes packs built more than pack_keep_days ago and builds that no date points to; returns the dates removed."""
     oldest = clock() - timedelta(days=settings.pack_keep_days)
     removed = []
-    for link in sorted(settings.packs.glob("????-??-??")):
-        pack = find_pack(settings, date.fromisoformat(link.name))
+    for day in pack_days(settings):
+        link = settings.packs / day.isoformat()
+        try:
+            pack = find_pack(settings, day)
+        except PackError:
+            continue  # said where that pack is used
         if pack and datetime.fromisoformat(pack.manifest["created_at"]) < oldest:
             build = link.resolve()
             link.unlink()
             shutil.rmtree(build, ignore_errors=True)
             removed.append(pack.day)
-    in_use = {link.resolve() for link in settings.packs.glob("????-??-??")}
+    in_use = {(settings.packs / day.isoformat()).resolve() for day in pack_days(settings)}
     for build in (settings.packs / ".builds").glob("*"):  # left by a kill between building and linking
         age = clock().timestamp() - build.stat().st_mtime
         if build.resolve() not in in_use and age > ABANDONED_AFTER_SECONDS:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -76,7 +76,8 @@ class Lake:
             with os.scandir(self.root / table) as folders:
                 for folder in folders:
                     if folder.name.startswith("day=") and os.path.isfile(os.path.join(folder.path, "part-0.parquet")):
-                        yield date.fromisoformat(folder.name.removeprefix("day="))
+                        with suppress(ValueError):  # a folder that is not ours
+                            yield date.fromisoformat(folder.name.removeprefix("day="))
         except FileNotFoundError:
             return
 
@@ -151,7 +152,7 @@ class Lake:
         with locked(self.root / ".views.lock"):
             views = {name: self._view(table) for name, table in TABLES.items()}
             marker = self.root / ".views.json"
-            if self.views_path.is_file() and marker.is_file() and json.loads(marker.read_text()) == views:
+            if self.views_path.is_file() and _read_marker(marker) == views:
                 return
             with replacing(self.views_path) as partial:
                 connection = duckdb.connect(str(partial))
@@ -185,6 +186,14 @@ class Lake:
         if not path or not path.is_file():
             return no_rows(table)
         return f"SELECT {columns} FROM {parquet_scan(path)}"
+
+
+def _read_marker(path: Path) -> object:
+    """What the views were made from; None where that is not known, so that they are made again."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def read_provenance(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:

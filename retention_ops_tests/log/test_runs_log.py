@@ -120,6 +120,15 @@ APPENDER = textwrap.dedent("""
 """)
 
 
+def test_replace_does_not_get_past_append_only(tmp_path):
+    """SQLite's REPLACE deletes the old row without firing a DELETE trigger."""
+    with ops_database(settings_for(tmp_path / "home")) as engine:
+        stored = runs.append(engine, row())
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+            connection.execute(ops_runs_log.insert().prefix_with("OR REPLACE").values(position=1, **{**stored, "status": "failed"}))
+        assert runs.rows(engine) == [stored]
+
+
 def test_processes_that_append_at_once_make_one_chain(settings, request):
     """Also the first opening: all of them find no schema and must agree who creates it."""
     root = str(request.config.rootpath)
@@ -152,10 +161,11 @@ def test_the_log_is_exported_as_a_lake_table(tmp_path):
 def test_an_answer_is_found_by_its_result(settings):
     with ops_database(settings) as engine:
         runs.append(engine, row(1, status="failed"))
-        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64) is None
+        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64, "shadow") is None
         runs.append(engine, row(2))
-        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64) == "run-2"
-        assert runs.answered(engine, DAY, "retention_status_degradation", "0" * 64) is None
+        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64, "shadow") == "run-2"
+        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64, "live") is None, "a rehearsal is no answer"
+        assert runs.answered(engine, DAY, "retention_status_degradation", "0" * 64, "shadow") is None
 
 
 def test_the_migrated_schema_is_the_declared_one(settings):

@@ -123,6 +123,18 @@ def test_a_rebuilt_pack_keeps_outbox_and_log(small_lake):
     verify(find_pack(small_lake.settings, D))
 
 
+def test_files_added_after_another_run_rebuilt_the_pack_belong_to_the_build_in_place(small_lake, tmp_path):
+    mine = build(small_lake)
+    build(small_lake, run_id="run-2", links={"run": "http://127.0.0.1/2"})
+    add_files(mine, {"outbox/slack.json": (b"{}", 1)})
+    pack = find_pack(small_lake.settings, D)
+    verify(pack)
+    assert pack.manifest["run_id"] == "run-2" and "outbox/slack.json" in pack.manifest["files"]
+    build(small_lake, settings=settings_for(small_lake.settings.home, min_sample=10, shop_name="Other facts"))
+    with pytest.raises(PackError, match="other facts"):
+        add_files(mine, {"outbox/slack.json": (b"{}", 1)})
+
+
 @pytest.mark.parametrize("harm", ["change", "remove"])
 def test_a_touched_pack_is_found_out_and_the_file_named(small_lake, harm):
     pack = build(small_lake)

@@ -64,6 +64,12 @@ def _append_only() -> None:
                 f"CREATE TRIGGER ops_runs_log_no_{verb.lower()} BEFORE {verb} ON ops_runs_log "
                 f"BEGIN SELECT RAISE(ABORT, '{refusal}'); END"
             )
+        # REPLACE deletes without firing the trigger above
+        op.execute(
+            "CREATE TRIGGER ops_runs_log_no_replace BEFORE INSERT ON ops_runs_log WHEN EXISTS (SELECT 1 FROM ops_runs_log "
+            "WHERE position = NEW.position OR (run_id = NEW.run_id AND alert_date = NEW.alert_date AND alert_type = NEW.alert_type)) "
+            f"BEGIN SELECT RAISE(ABORT, '{refusal}'); END"
+        )
         return
     op.execute(
         "CREATE FUNCTION ops_runs_log_refuse() RETURNS trigger LANGUAGE plpgsql AS "
