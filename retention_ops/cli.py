@@ -147,6 +147,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Check order files and add them to the lake. A file is taken whole or not at all."""
+    from retention_ops.detect.compute import workspace
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.status import packs_with_refused
     from retention_ops.warehouse.freshness import stored_from
@@ -160,6 +161,9 @@ def ingest(
         )
     _record_ingestions(settings)
     lake = Lake(settings)
+    if report.dataset == "orders":
+        with workspace(lake):  # derives customer_days, so that the views are never without it
+            pass
     lake.refresh_views()
     if report.dataset == "customers":
         stale = packs_with_refused(lake)
@@ -482,7 +486,8 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "flagged, last 30 dates built", ", ".join(f"{row['alert_date']} {row['severity']}" for row in facts["flagged"]) or "none"
     yield "audit log", f"[red]{facts['audit']}[/red]" if facts["audit_broken_at"] else facts["audit"]
     for name, words in (
-        ("stale_dates", "built from older orders"), ("unfinished_dates", "have tables but no pack: a run was interrupted"),
+        ("stale_dates", "built from older orders"), ("stale_packs", "with a pack that is damaged or from older orders"),
+        ("unfinished_dates", "have tables but no pack: a run was interrupted"),
         ("unanswered_dates", "flagged but not answered"), ("failed_answers", "with a failed answer"),
         ("packs_with_refused", "with lists naming customers who refused consent since"),
         ("other_rules_dates", "built under other settings"),

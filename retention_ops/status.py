@@ -12,7 +12,7 @@ from retention_ops.log.database import ops_database
 from retention_ops.package.audiences import TIERS
 from retention_ops.package.pack import find_pack, pack_days, records
 from retention_ops.settings import Settings
-from retention_ops.warehouse.freshness import freshness
+from retention_ops.warehouse.freshness import Changes, freshness
 from retention_ops.warehouse.lake import Lake
 
 RECENT = 30
@@ -36,6 +36,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
         "packs_with_refused": packs_with_refused(lake),
+        "stale_packs": stale_packs(lake),
     }
     fresh = freshness(lake)
     facts |= {"stale_dates": fresh.stale, "other_rules_dates": fresh.other_rules}
@@ -69,6 +70,20 @@ def _runs(lake: Lake, built: list[date]) -> dict[str, Any]:
         "unfinished_dates": [day for day in built if day not in packed],
         "mismatches": mismatches(lake.settings, lake),
     }
+
+
+def stale_packs(lake: Lake) -> list[date]:
+    """Dates whose pack was built from orders that changed since; a run killed between tables and pack leaves such."""
+    changed, found = Changes(lake), []
+    for day in pack_days(lake.settings):
+        try:
+            pack = find_pack(lake.settings, day)
+        except PackError:
+            found.append(day)  # unreadable: building it again is the cure as well
+            continue
+        if pack and changed.since(pack.manifest["orders_version"], day):
+            found.append(day)
+    return found
 
 
 def packs_with_refused(lake: Lake) -> list[date]:
@@ -105,7 +120,7 @@ def _next(facts: dict[str, Any]) -> list[str]:
         return ["ingest orders.csv --preset orders"]
     if run and run["status"] in ("failure", "canceled") and run["from"]:
         return [f"backfill --from {run['from']} --to {run['to']}"]
-    for trouble in ("stale_dates", "unfinished_dates", "unanswered_dates", "packs_with_refused", "failed_answers"):
+    for trouble in ("stale_dates", "stale_packs", "unfinished_dates", "unanswered_dates", "packs_with_refused", "failed_answers"):
         if facts[trouble]:
             return [f"backfill --from {min(facts[trouble])} --to {max(facts[trouble])}"]
     if facts["newest_date"] is None or facts["newest_date"] < orders.complete_through:

@@ -19,6 +19,7 @@ from retention_ops.log.database import ops_database
 from retention_ops.orchestration import JOB
 from retention_ops.package.pack import find_pack, verify
 from retention_ops.sources.ingest import ingest
+from retention_ops.status import stale_packs
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import freshness
 from retention_ops_tests.conftest import LAST_DAY
@@ -168,9 +169,9 @@ def test_a_correction_marks_dates_stale_until_they_are_rebuilt(tmp_path):
     with dg.DagsterInstance.ephemeral() as stored:
         assert run_dates(loop, days[0], days[-1], stored).success
         ingest([path], "orders", loop.settings, replace=True)
-        assert freshness(loop.lake).stale == days[2:]
+        assert freshness(loop.lake).stale == stale_packs(loop.lake) == days[2:]
         assert run_dates(loop, days[2], days[-1], stored).success
-    assert freshness(loop.lake).stale == []
+    assert freshness(loop.lake).stale == stale_packs(loop.lake) == []
 
 
 def test_a_broken_quality_rule_blocks_and_keeps_the_old_partition(tmp_path, monkeypatch):

@@ -21,16 +21,26 @@ class Freshness:
     other_rules: list[date]
 
 
+class Changes:
+    """Answers whether the orders of a date changed after a version; reads the list of versions once."""
+
+    def __init__(self, lake: Lake):
+        self._versions = orders_versions(lake.settings)
+        self._position = {version.version: place for place, version in enumerate(self._versions)}
+
+    def since(self, orders_version: str, day: date) -> bool:
+        # a version that is gone from the list counts as older than all of them
+        later = self._versions[self._position.get(orders_version, -1) + 1:]
+        return any(version.stale_from and version.stale_from <= day for version in later)
+
+
 def freshness(lake: Lake) -> Freshness:
     """Compares each stored partition's provenance with the CURRENT orders and the settings in force."""
-    versions = orders_versions(lake.settings)
-    position = {version.version: place for place, version in enumerate(versions)}
+    changed = Changes(lake)
     rules = lake.settings.rules_sha256()
     stale, other_rules = set(), set()
     for day, made_from in _provenance(lake):
-        # a version that is gone from the list counts as older than all of them
-        later = versions[position.get(made_from.get("orders_version", ""), -1) + 1:]
-        if any(version.stale_from and version.stale_from <= day for version in later):
+        if changed.since(made_from.get("orders_version", ""), day):
             stale.add(day)
         if made_from.get("rules_sha256") != rules:
             other_rules.add(day)
