@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retention_ops.errors import SettingsError
@@ -84,8 +84,60 @@ class Settings(BaseSettings):
     value_proxy_pct: int = Field(30, description="value_proxy as % of total_revenue", ge=0, le=100)
 
     # response
-    mode: Literal["off", "shadow", "pilot", "live"] = Field("shadow", description="off: nothing; shadow: rehearse, send nothing")
+    mode: Literal["off", "shadow", "pilot", "live"] = Field(
+        "shadow", description="off: nothing; shadow: rehearse, send nothing; pilot: WARNING only, test channel and project; live",
+    )
     max_alert_age_days: int = Field(7, description="older flagged dates are history: logged, not answered", ge=0)
+    owner: str = Field("", description="who owns incidents: a name, or a Slack member id such as U0123ABCD")
+    backup_owner: str = Field("", description="who is asked when the owner does not acknowledge in time")
+    ack_hours_critical: int = Field(4, description="business hours to acknowledge a CRITICAL incident", gt=0)
+    ack_hours_warning: int = Field(24, description="business hours to acknowledge a WARNING incident", gt=0)
+    business_hours: str = Field(
+        "09:00-18:00", description="hh:mm-hh:mm in shop_timezone; ack hours count only these",
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+    )
+    business_days: str = Field("mon-fri", description="mon-fri, mon-sat or mon-sun", pattern=r"^mon-(fri|sat|sun)$")
+    broadcast: bool = Field(False, description="a CRITICAL message may notify the whole Slack channel")
+    max_incidents_per_day: int = Field(3, description="more new incidents in 24 hours wait for a human", gt=0)
+    max_messages_per_day: int = Field(40, description="per destination; more in 24 hours wait for a human", gt=0)
+    lease_seconds: int = Field(300, description="a send that has not answered for so long counts as unknown", ge=60)
+
+    # lists
+    approval_above: int | None = Field(None, description="a CRITICAL hand-over of more customers waits for approval; empty: never", ge=0)
+    holdout_pct: int = Field(10, description="live only: % of customers never contacted, to measure what contacting brings", ge=0, le=50)
+    holdout_salt: str = Field("holdout-1", description="changing it draws another holdout", min_length=1)
+    handover_cooldown_days: int = Field(14, description="days in which nobody is handed over twice; 0: none", ge=0)
+
+    # destinations: local writes what would be sent into the pack's outbox
+    messages_to: Literal["local", "slack"] = Field("local", description="where the brief goes; slack needs RETENTION_OPS_SLACK_TOKEN")
+    tickets_to: Literal["local", "jira", "asana", "roundup"] = Field("local", description="each needs RETENTION_OPS_TICKET_TOKEN")
+    lists_to: Literal["local", "sheets"] = Field("local", description="sheets needs RETENTION_OPS_GOOGLE_CREDENTIALS")
+    webhook_to: Literal["local", "make", "zapier", "generic"] = Field(
+        "local", description="needs RETENTION_OPS_WEBHOOK_URL and RETENTION_OPS_WEBHOOK_SECRET",
+    )
+    slack_channel: str = Field("", description="channel id such as C0123ABCD")
+    slack_test_channel: str = Field("", description="the same for pilot")
+    slack_api_url: str = Field("https://slack.com/api/", description="Slack's Web API")
+    ticket_url: str = Field("", description="https://you.atlassian.net, a Roundup tracker, or empty for Asana")
+    ticket_user: str = Field("", description="Jira: the token's e-mail address; Roundup: the user name")
+    ticket_project: str = Field("", description="Jira: project key; Asana: project gid; Roundup: not used")
+    ticket_test_project: str = Field("", description="the same for pilot")
+    ticket_issue_type: str = Field("Task", description="Jira issue type")
+    ticket_priority_warning: str = Field("High", description="the ticket system's own name for it")
+    ticket_priority_critical: str = Field("Highest", description="the ticket system's own name for it")
+    ticket_resolved_status: str = Field("Done", description="the ticket system's own name for the last status")
+    ticket_priority_field: str = Field("", description="Asana: gid of an enum custom field; empty: the priority stands in the text")
+    ticket_external_ids: bool = Field(True, description="Asana: external ids (OAuth apps); false: a marker that is searched for")
+    sheets_spreadsheet: str = Field("", description="id of a spreadsheet shared with the service account")
+    sheets_test_spreadsheet: str = Field("", description="the same for pilot")
+    sheets_api_url: str = Field("https://sheets.googleapis.com", description="Google's Sheets API")
+    webhook_dedupes: bool = Field(False, description="the receiver drops a repeated Idempotency-Key, so a lost answer may be sent again")
+    smtp_host: str = Field("", description="mail server for the backup mail when the webhook fails; empty: no mail")
+    smtp_port: int = Field(587, description="mail server's port", gt=0, le=65535)
+    smtp_security: Literal["starttls", "tls", "none"] = Field("starttls", description="none only on a loopback address")
+    smtp_user: str = Field("", description="empty: no login")
+    mail_from: str = Field("", description="sender's address")
+    mail_to: str = Field("", description="receivers' addresses, separated by commas")
 
     # keeping
     snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0, le=36500)
@@ -127,6 +179,11 @@ class Settings(BaseSettings):
     def at_risk_limit(self) -> int:
         """Days up to which a customer is AT_RISK."""
         return self.at_risk_days or PROFILES[self.profile][1]
+
+    def target(self, name: str, mode: str) -> str:
+        """The setting `name` as `mode` uses it: pilot keeps to the test channel, project and spreadsheet."""
+        group, _, what = name.partition("_")
+        return getattr(self, f"{group}_test_{what}" if mode == "pilot" else name)
 
     @property
     def packs(self) -> Path:
@@ -170,6 +227,25 @@ class Settings(BaseSettings):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Secrets(BaseSettings):
+    """Credentials, from the environment only: no file is read for them, nothing prints them."""
+
+    model_config = SettingsConfigDict(env_prefix="RETENTION_OPS_", env_file=None, extra="ignore", frozen=True, env_ignore_empty=True)
+
+    slack_token: SecretStr | None = Field(None, description="bot token xoxb-..., scopes chat:write, files:write, channels:history")
+    ticket_token: SecretStr | None = Field(None, description="Jira API token, Asana access token or Roundup password")
+    google_credentials: SecretStr | None = Field(None, description="service account: its JSON, or the path of the JSON file")
+    webhook_url: SecretStr | None = Field(None, description="the address is the credential")
+    webhook_secret: SecretStr | None = Field(None, description="whsec_... of Standard Webhooks; the receiver verifies with it")
+    webhook_apikey: SecretStr | None = Field(None, description="Make.com's x-make-apikey, where the hook asks for one")
+    smtp_password: SecretStr | None = Field(None, description="mail server login")
+
+    def values(self) -> list[str]:
+        """Every secret in clear, for `redact`: longest first."""
+        given = (getattr(self, name) for name in type(self).model_fields)
+        return sorted((item.get_secret_value() for item in given if item), key=len, reverse=True)
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Settings from environment and .env, with `overrides` on top. Raises SettingsError naming the variable."""
     try:
@@ -190,4 +266,7 @@ def env_example() -> str:
         shown = "" if default is None else default
         lines += ["", f"# {field.description}"] if field.description else [""]
         lines.append(f"# RETENTION_OPS_{name.upper()}={shown}")
+    lines += ["", "# Secrets: set these in the environment; they are not read from this file."]
+    for name, field in Secrets.model_fields.items():
+        lines.append(f"#   RETENTION_OPS_{name.upper()}: {field.description}")
     return "\n".join(lines) + "\n"
