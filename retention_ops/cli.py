@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -137,11 +138,12 @@ def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
 
 @app.command(epilog="Examples:\n\n  retention-ops ingest orders.csv --preset orders\n\n"
                     "  retention-ops ingest year1.parquet year2.xlsx --preset uci-online-retail\n\n"
-                    "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30")
+                    "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30\n\n"
+                    "  retention-ops ingest do_not_contact.csv --preset suppressions")
 def ingest(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="csv, xlsx or parquet; several at once.", show_default=False)],
-    preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders or customers.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Known order ids with other content are corrections.")] = False,
+    preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, customers or suppressions.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Known orders are corrected; suppressions: the whole list.")] = False,
     complete_through: Annotated[date | None, _date_option("--complete-through", "Last date whose orders are all in.")] = None,
     show_values: Annotated[bool, typer.Option("--show-values", help="Show the offending values in error messages.")] = False,
     as_json: Json = False,
@@ -149,7 +151,7 @@ def ingest(
     """Check order files and add them to the lake. A file is taken whole or not at all."""
     from retention_ops.detect.compute import workspace
     from retention_ops.sources.ingest import ingest as take_in
-    from retention_ops.status import packs_with_refused
+    from retention_ops.status import packs_with_opted_out
     from retention_ops.warehouse.freshness import stored_from
     from retention_ops.warehouse.lake import Lake
 
@@ -165,8 +167,8 @@ def ingest(
         with workspace(lake):  # derives customer_days, so that the views are never without it
             pass
     lake.refresh_views()
-    if report.dataset == "customers":
-        stale = packs_with_refused(lake)
+    if report.dataset != "orders":
+        stale = packs_with_opted_out(lake)
     else:
         stale = stored_from(lake, report.stale_from) if report.changed and report.stale_from else []
     if as_json:
@@ -179,12 +181,13 @@ def _record_ingestions(settings: Settings) -> None:
     """Copies what was taken in to the ops database; what a kill left out is made up by the next ingest."""
     from retention_ops.log import runs
     from retention_ops.log.database import ops_database
-    from retention_ops.warehouse.versions import current_customers, orders_versions
+    from retention_ops.warehouse.versions import current_customers, current_suppressions, orders_versions
 
-    customers = current_customers(settings)
+    customers, suppressions = current_customers(settings), current_suppressions(settings)
     with ops_database(settings) as engine:
         runs.record_ingestions(engine, "orders", orders_versions(settings))
         runs.record_ingestions(engine, "customers", [customers] if customers else [])
+        runs.record_ingestions(engine, "suppressions", [suppressions] if suppressions else [])
 
 
 @contextmanager
@@ -205,6 +208,10 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
         table.add_row("dates", f"{report.first_date} to {report.last_date}")
         note = f": {report.complete_through_note}" if report.complete_through_note else ""
         table.add_row("complete through", f"{report.complete_through}{note}  (change with --complete-through)")
+    elif report.dataset == "suppressions":
+        table.add_row("customers suppressed", f"{report.rows:,}")
+        table.add_row("  added / changed / lifted / known",
+                      f"{report.added:,} / {report.replaced:,} / {report.removed:,} / {report.unchanged:,}  (only --replace lifts)")
     else:
         table.add_row("customers in the lake", f"{report.rows:,}")
         table.add_row("consent withdrawn / granted", f"{report.consent_withdrawn:,} / {report.consent_granted:,}")
@@ -213,7 +220,8 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
     for warning in report.warnings:
         _say(f"[yellow]warning[/yellow] {escape(warning)}")
     if stale:
-        why = "built from older orders" if report.dataset == "orders" else "with lists that name customers who refused consent"
+        named = "with lists that name customers who refused consent or are suppressed"
+        why = "built from older orders" if report.dataset == "orders" else named
         _say(f"[yellow]Stale: {_dates(stale)}[/yellow], {why}.")
         _next(_command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
     elif report.dataset == "orders" and report.complete_through < report.first_date:
@@ -305,7 +313,7 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
         "alert": alerts[-1],
         "counts": {tier: entry["listed"] for tier, entry in pack.manifest["audiences"].items()},
         "handed_over": {tier: entry["rows"] for tier, entry in pack.manifest["audiences"].items()},
-        "no_consent": sum(sum(entry["excluded"].values()) for entry in pack.manifest["audiences"].values()),
+        "left_out": sum((Counter(entry["excluded"]) for entry in pack.manifest["audiences"].values()), Counter()),
         "packs": sum((settings.packs / alert["alert_date"]).exists() for alert in alerts),
         "pack": pack.folder, "files": sorted(pack.manifest["files"]),
         "facts_sha256": pack.facts_sha256, "audience_sha256": pack.manifest["audience_sha256"],
@@ -314,14 +322,14 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
 
 
 def _show_run(summary: dict[str, Any], settings: Settings) -> None:
-    alert, last, counts = summary["alert"], summary["to"], summary["handed_over"]
+    alert, last, counts, left_out = summary["alert"], summary["to"], summary["handed_over"], summary["left_out"]
     if summary["dates"] > 1:
         _say(_range_sentence(summary))
         for row in [row for row in summary["flagged"] if row["alert_date"] != last.isoformat()][-10:]:
             _say(f"  {row['alert_date']}  {_severity(row['severity'])}  {_reading(row)}")
     _say(f"{last}  {_severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
     _say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)"
-         + (f"; {summary['no_consent']:,} more refused consent" if summary["no_consent"] else ""))
+         + (f"; left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items())}" if left_out else ""))
     for row in summary["log"]:
         reason = row["error_message"] or "written to the outbox, nothing sent"
         _say(escape(f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}, {reason}"))
@@ -489,7 +497,7 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("stale_dates", "built from older orders"), ("stale_packs", "with a pack that is damaged or from older orders"),
         ("unfinished_dates", "have tables but no pack: a run was interrupted"),
         ("unanswered_dates", "flagged but not answered"), ("failed_answers", "with a failed answer"),
-        ("packs_with_refused", "with lists naming customers who refused consent since"),
+        ("packs_with_opted_out", "with lists naming customers who refused consent or were suppressed since"),
         ("other_rules_dates", "built under other settings"),
     ):
         if facts[name]:

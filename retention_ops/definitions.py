@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -11,6 +12,8 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.assets import cohort_retention_evolution
 from retention_ops.detect.assets import day_assets as detect_assets
 from retention_ops.execute.assets import execute_assets
+from retention_ops.execute.job import follow_up_job, incident_response_job
+from retention_ops.execute.sensors import alert_sensor, follow_up_sensor
 from retention_ops.log.assets import log_assets
 from retention_ops.orchestration import JOB, Loop, partitions
 from retention_ops.package.assets import package_assets
@@ -19,11 +22,14 @@ from retention_ops.sources.assets import customer_days, orders
 from retention_ops.warehouse.connection import connection_config
 from retention_ops.warehouse.lake import Lake
 
+# said whenever a sensor is copied, though nothing of ours uses the parameter
+warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `SensorDefinition", category=dg.BetaWarning)
 
-def build_loop(settings: Settings, clock: Clock = system_clock) -> Loop:
-    """The lake on connections of dagster-duckdb's resource, with a clock."""
+
+def build_loop(settings: Settings, clock: Clock = system_clock, mode: Callable[[], str] | None = None) -> Loop:
+    """The lake on connections of dagster-duckdb's resource, with a clock; `mode` reads the mode anew before each send."""
     duckdb = DuckDBResource(database=":memory:", connection_config=connection_config(settings))
-    return Loop(Lake(settings, duckdb.get_connection), clock)
+    return Loop(Lake(settings, duckdb.get_connection), clock, mode=mode)
 
 
 def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
@@ -41,7 +47,8 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
     hour, minute = (int(part) for part in settings.schedule_time.split(":"))
     return dg.Definitions(
         assets=[orders, customer_days, cohort_retention_evolution, *day_assets],
-        jobs=[job],
+        jobs=[job, incident_response_job, follow_up_job],
+        sensors=[alert_sensor, follow_up_sensor],
         schedules=[dg.build_schedule_from_partitioned_job(
             job, hour_of_day=hour, minute_of_hour=minute, default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"Yesterday in {settings.shop_timezone}, every day at {settings.schedule_time}.",
@@ -54,4 +61,5 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
 @dg.definitions
 def defs() -> dg.Definitions:
     """What `dagster dev` loads: the installation that environment and .env describe."""
-    return build_defs(load_settings())
+    settings = load_settings()
+    return build_defs(settings, build_loop(settings, mode=lambda: load_settings().mode))

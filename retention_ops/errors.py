@@ -41,3 +41,7 @@ class PackError(RetentionOpsError):
 
 class LogError(RetentionOpsError):
     """The audit log could not be written or its hash chain is broken."""
+
+
+class LedgerError(RetentionOpsError):
+    """An action, incident or approval is not in a state that allows what was asked."""

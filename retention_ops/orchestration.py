@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -12,6 +13,9 @@ import dagster as dg
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
 from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.execute.destinations.seam import Destination
+from retention_ops.execute.respond import Responder
+from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.lake import Lake
@@ -29,10 +33,23 @@ class Loop:
     lake: Lake
     clock: Clock = system_clock
     progress: Callable[[str, int, int], None] = field(default=lambda step, done, total: None)
+    mode: Callable[[], str] | None = None
+    """the mode as it is now, read before each send; None: as the settings have it"""
+    destinations: Callable[[str, str], Destination] | None = None
+    """(name, mode) -> destination; None: as the settings name them"""
 
     @property
     def settings(self) -> Settings:
         return self.lake.settings
+
+
+@contextmanager
+def open_responder(loop: Loop, run_id: str) -> Iterator[Responder]:
+    """What answers alerts in this run, on an open ops database."""
+    with ops_database(loop.settings) as engine:
+        yield Responder(
+            loop.lake, engine, loop.settings, run_id, clock=loop.clock, mode=loop.mode, destinations=loop.destinations,
+        )
 
 
 def partitions(settings: Settings, lake: Lake) -> dg.DailyPartitionsDefinition:

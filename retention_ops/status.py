@@ -9,8 +9,8 @@ from typing import Any
 from retention_ops.errors import PackError
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
-from retention_ops.package.audiences import TIERS
-from retention_ops.package.pack import find_pack, pack_days, records
+from retention_ops.package.audiences import TIERS, safe_text
+from retention_ops.package.pack import find_pack, no_contact, pack_days, records
 from retention_ops.settings import Settings
 from retention_ops.warehouse.freshness import Changes, freshness
 from retention_ops.warehouse.lake import Lake
@@ -35,7 +35,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "flagged": [row for row in recent if row["alert_flag"]],
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
-        "packs_with_refused": packs_with_refused(lake),
+        "packs_with_opted_out": packs_with_opted_out(lake),
         "stale_packs": stale_packs(lake),
     }
     fresh = freshness(lake)
@@ -86,22 +86,21 @@ def stale_packs(lake: Lake) -> list[date]:
     return found
 
 
-def packs_with_refused(lake: Lake) -> list[date]:
-    """Dates whose audience files list a customer who, by what is known now, refused consent."""
-    customers = lake.customers()
-    if customers is None:
-        return []
-    known = lake.read("customers", customers.version)
-    refused = set(known.loc[known["consent"].eq(False), "customer_id"])
+def packs_with_opted_out(lake: Lake) -> list[date]:
+    """Dates whose audience files list a customer who, by what is known now, refused consent or is suppressed."""
+    customers, suppressions = lake.customers(), lake.suppressions()
+    current = (customers.version if customers else "", suppressions.version if suppressions else "")
     found = []
-    for day in pack_days(lake.settings) if refused else []:
+    for day in pack_days(lake.settings):
         try:
             pack = find_pack(lake.settings, day)
         except PackError:
             continue  # an unreadable manifest is found where the pack is used
-        if pack and pack.manifest.get("customers_version") != customers.version:
+        if pack and (pack.manifest.get("customers_version"), pack.manifest.get("suppressions_version", "")) != current:
+            known = no_contact(lake, day)
             lists = (pack.folder / pack.manifest["audiences"][tier]["file"] for tier in TIERS)
-            if any(not refused.isdisjoint(_ids(path)) for path in lists if path.is_file()):
+            opted_out = {safe_text(customer_id) for customer_id in known.refused | known.suppressed}  # as the files have them
+            if any(not opted_out.isdisjoint(_ids(path)) for path in lists if path.is_file()):
                 found.append(pack.day)
     return found
 
@@ -120,7 +119,7 @@ def _next(facts: dict[str, Any]) -> list[str]:
         return ["ingest orders.csv --preset orders"]
     if run and run["status"] in ("failure", "canceled") and run["from"]:
         return [f"backfill --from {run['from']} --to {run['to']}"]
-    for trouble in ("stale_dates", "stale_packs", "unfinished_dates", "unanswered_dates", "packs_with_refused", "failed_answers"):
+    for trouble in ("stale_dates", "stale_packs", "unfinished_dates", "unanswered_dates", "packs_with_opted_out", "failed_answers"):
         if facts[trouble]:
             return [f"backfill --from {min(facts[trouble])} --to {max(facts[trouble])}"]
     if facts["newest_date"] is None or facts["newest_date"] < orders.complete_through:

@@ -127,16 +127,16 @@ def test_a_withdrawn_consent_names_the_packs_that_still_list_the_customer(tmp_pa
     lake = lake_with(shop, tmp_path / "home", customers=people)
     loop = build_loop(lake.settings)
     assert run_dates(loop, LAST_DAY, LAST_DAY).success
-    assert status(lake.settings)["packs_with_refused"] == []
+    assert status(lake.settings)["packs_with_opted_out"] == []
     listed = table_for(lake, "customer_priority", LAST_DAY)["customer_id"].iloc[0]
     refusal = tmp_path / "refusal.csv"
     refusal.write_text(f"customer_id,consent\n{listed},no\n")
     result = cli("ingest", refusal, "--preset", "customers", home=lake.settings.home)
     assert result.returncode == 0 and f"--from {LAST_DAY} --to {LAST_DAY}" in result.stdout
-    assert status(lake.settings)["packs_with_refused"] == [LAST_DAY]
+    assert status(lake.settings)["packs_with_opted_out"] == [LAST_DAY]
     assert "Do not contact" in cli("explain", "--customer", listed, "--date", LAST_DAY, home=lake.settings.home).stdout
     assert run_dates(loop, LAST_DAY, LAST_DAY).success
-    assert status(lake.settings)["packs_with_refused"] == []
+    assert status(lake.settings)["packs_with_opted_out"] == []
 
 
 def test_home_must_be_a_folder(tmp_path):

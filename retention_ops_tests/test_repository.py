@@ -49,12 +49,12 @@ def test_every_rule_uses_only_parameters_that_exist():
 
 
 def test_every_table_has_a_rule_or_is_an_input_or_the_log():
-    assert set(TABLES) - set(FILES) == {"orders", "customers", "ops_runs_log"}
+    assert set(TABLES) - set(FILES) == {"orders", "customers", "suppressions", "audience_current", "ops_runs_log"}
 
 
 def test_plain_modules_do_not_import_dagster():
     """assets.py, the code location and what starts runs may; rules, packs, log and ingestion stay free of it."""
-    allowed = {"definitions.py", "orchestration.py", "launch.py", "assets.py"}
+    allowed = {"definitions.py", "orchestration.py", "launch.py", "assets.py", "job.py", "sensors.py"}
     for path in (ROOT / "retention_ops").rglob("*.py"):
         if path.name not in allowed:
             assert not re.search(r"^\s*(import dagster|from dagster)", path.read_text(), flags=re.M), path

@@ -48,6 +48,11 @@ _RULES: dict[str, dict[str, str]] = {
             ELSE false END""",
         "every_row_has_a_reason": "SELECT COUNT(*) FROM {rows} WHERE length(priority_reason) = 0",
     },
+    "audience_current": {
+        "lists_of_one_date": "SELECT greatest(COUNT(DISTINCT (alert_date, audience_sha256)) - 1, 0) FROM {rows}",
+        "handed_over_before": """SELECT COUNT(*) FROM {rows}
+            WHERE new_since_handover <> (last_handed_over IS NULL) OR last_handed_over >= alert_date""",
+    },
 }
 
 

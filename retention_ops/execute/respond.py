@@ -1,145 +1,414 @@
-"""What happens after an alert. Every answer, and every alert passed over, ends as one row of ops_runs_log.
+"""What happens after an alert: gate, plan, deliver, record. Sensor, schedule and command line all come through here.
 
-Here the only destination is `local`: it writes what would have been sent into the pack's outbox and sends nothing.
-Switching the response off (mode off) changes no table, no brief and no list.
+`gate` only reads. `plan` writes the decision and every intended action in one transaction. `deliver` moves actions through the
+door. `record` adds the ops_runs_log row, whatever happened. Any of them may be killed and run again.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import date, timedelta
-from typing import Any, Literal
-from zoneinfo import ZoneInfo
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any
 
-from sqlalchemy.engine import Engine
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
-from retention_ops.errors import PackError
-from retention_ops.log import runs
-from retention_ops.package.audiences import TIERS
-from retention_ops.package.pack import OUTBOX, Pack, add_files, alert_version, canonical_sha256, find_pack, verify
-from retention_ops.settings import Settings
+from retention_ops.errors import PackError, RetentionOpsError
+from retention_ops.execute import incidents, ledger, wording
+from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
+from retention_ops.execute.destinations.seam import Destination, Table
+from retention_ops.execute.door import Content, Door, ListChanged
+from retention_ops.execute.gate import ALERT_TYPE, Decision, Gate
+from retention_ops.execute.ledger import Intent
+from retention_ops.execute.plan import Draft, Planner
+from retention_ops.execute.redact import redact
+from retention_ops.log import exposures, runs
+from retention_ops.log.database import answers, lock_responses
+from retention_ops.package.audiences import TIERS, Audience, allowed_table, audience_sha256
+from retention_ops.package.brief import CHART_FILE
+from retention_ops.package.pack import current_audiences, find_pack
+from retention_ops.settings import Secrets, Settings
+from retention_ops.warehouse.files import write_atomic
+from retention_ops.warehouse.lake import Lake
 
-EXPORTED_TIERS = {"WARNING": ("P1", "P2"), "CRITICAL": ("P1", "P2", "P3")}
-TICKET_PRIORITY = {"WARNING": "High", "CRITICAL": "Highest"}
-
-
-@dataclass(frozen=True)
-class Decision:
-    """`act`: write the outbox; `skip`: do nothing but say why. `reason` is a sentence for people and the log."""
-
-    verdict: Literal["act", "skip"]
-    reason: str
-
-
-def decide(alert: Mapping[str, Any], complete_through: date, settings: Settings, clock: Clock = system_clock) -> Decision:
-    """Whether to answer this alert row (dates as ISO text). Depends on the mode and, in pilot and live, on today's date."""
-    day = date.fromisoformat(alert["alert_date"])
-    if not alert["alert_flag"]:
-        held = f" (held back by {alert['gate']})" if alert["gate"] else ""
-        return Decision("skip", f"no alert: severity {alert['severity']}{held}")
-    if settings.mode == "off":
-        return Decision("skip", "the response is switched off (mode off)")
-    if settings.mode == "shadow":
-        if day < complete_through:
-            return Decision("skip", f"history: orders are complete through {complete_through}, only that day is rehearsed in shadow")
-        return Decision("act", "rehearsed in shadow: written to the outbox, nothing sent")
-    today = clock().astimezone(ZoneInfo(settings.shop_timezone)).date()
-    if day < today - timedelta(days=settings.max_alert_age_days):
-        return Decision("skip", f"history: older than {settings.max_alert_age_days} days (max_alert_age_days)")
-    if settings.mode == "pilot" and alert["severity"] != "WARNING":
-        return Decision("skip", "pilot answers WARNING only")
-    return Decision("act", "written to the outbox by the local destination, nothing sent")
+HANDOVERS = "handovers"
+"""folder of the lists being handed over, until they are recorded as exposures"""
+PATIENCE_SECONDS = 20.0
 
 
-def respond(
-    pack: Pack, alert: Mapping[str, Any], complete_through: date, engine: Engine, settings: Settings, *, run_id: str,
-    counts: Mapping[str, int], clock: Clock = system_clock,
-) -> dict[str, Any]:
-    """Answers one date and returns its ops_runs_log row, which is written whatever happens; never raises for a failed answer."""
-    started = time.monotonic()
-    decision, exported, error = None, {}, None
-    try:
-        decision = decide(alert, complete_through, settings, clock)
-        before = runs.answered(engine, pack.day, alert["alert_type"], pack.facts_sha256, settings.mode)
-        if decision.verdict == "act" and before and before != run_id:
-            decision = Decision("skip", f"already answered by run {before}: same result")
-        if decision.verdict == "act":
-            pack = find_pack(settings, pack.day) or pack  # another run may have built it again meanwhile
-            prove(pack, alert)
-            exported = write_outbox(pack, alert, settings)
-    except Exception as failure:
-        error = f"{type(failure).__name__}: {failure}"
-    status = "failed" if error else "success" if decision.verdict == "act" else "skipped"
-    return runs.append(engine, {
-        "run_id": run_id,
-        "run_timestamp": clock(),
-        "alert_date": pack.day,
-        **{name: alert[name] for name in (
-            "alert_type", "severity", "alert_flag", "current_value", "baseline_value", "delta_relative_pct", "sample_size")},
-        **{f"{tier.lower()}_count": counts[tier] for tier in TIERS},
-        "total_exported": sum(entry["rows"] for entry in exported.values()),
-        "slack_posted": False,
-        "slack_message_ts": None,
-        "ticket_id": None,
-        **{f"export_{tier.lower()}_link": exported.get(tier, {}).get("file") for tier in TIERS},
-        "status": status,
-        "error_message": error or (decision.reason if status == "skipped" else None),
-        "execution_time_ms": round((time.monotonic() - started) * 1000),
-        "mode": settings.mode,
-        "facts_sha256": pack.facts_sha256,
-        "audience_sha256": pack.manifest["audience_sha256"],
-    })
+@dataclass
+class Responder:
+    """Everything a response needs. `mode` is read anew before each send, so switching off stops what is under way."""
 
+    lake: Lake
+    engine: Engine
+    settings: Settings
+    run_id: str
+    clock: Clock = system_clock
+    secrets: Secrets = field(default_factory=Secrets)
+    mode: Callable[[], str] | None = None
+    destinations: Callable[[str, str], Destination] | None = None
+    patience: float = PATIENCE_SECONDS
+    sleep: Callable[[float], None] = time.sleep
+    checkpoint: Callable[[str, ledger.Row], None] = lambda step, row: None
 
-def prove(pack: Pack, alert: Mapping[str, Any]) -> None:
-    """Raises PackError unless the pack is whole and was built from this very alert result."""
-    verify(pack)
-    if pack.manifest["alert_version"] != alert_version(alert):
-        raise PackError(
-            f"the pack of {pack.day} was built from another result than alert_logic holds now; "
-            f"`retention-ops run --date {pack.day}` builds it again"
+    def __post_init__(self) -> None:
+        self.gatekeeper = Gate(self.lake, self.engine, self.settings, self.clock)
+        self.planner = Planner(self.lake, self.engine, self.settings, self.clock, self.run_id, self.gatekeeper)
+        connect = self.destinations or Destinations(self.settings, self.secrets, self.clock)
+        self.door = Door(
+            engine=self.engine, destination=lambda row: connect(row["destination"], row["mode"]),
+            mode=self.mode or (lambda: self.settings.mode), load=self._load, bind=self._bind, recorded=self._recorded,
+            clock=self.clock, lease_seconds=self.settings.lease_seconds, hidden=self.secrets.values, sleep=self.sleep,
+            checkpoint=self.checkpoint,
         )
 
+    # -- the whole answer ----------------------------------------------------------------------------------------------
 
-def write_outbox(pack: Pack, alert: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, Any]]:
-    """Writes what would go to Slack, the ticket system, Sheets and the webhook; returns the audiences it names, by tier."""
-    severity = alert["severity"]
-    identity = f"{alert['alert_type']}:{alert['scope']}:{alert['alert_date']}"
-    brief = (pack.folder / f"briefing_{severity}.md").read_text(encoding="utf-8")
-    lists = {tier: pack.manifest["audiences"][tier] for tier in EXPORTED_TIERS[severity]}
-    messages = {
-        "slack": json.loads((pack.folder / "briefing.slack.json").read_text(encoding="utf-8")),
-        "ticket": {
-            "title": f"Retention {severity}: AT_RISK {alert['current_value']:.1f} % on {alert['alert_date']}",
-            "priority": TICKET_PRIORITY[severity],
-            "labels": ["retention", severity.lower(), alert["alert_type"]],
-            "description": brief,
-        },
-        "sheets": {"worksheets": [{"title": f"{tier} {alert['alert_date']}", **lists[tier]} for tier in lists]},
-        "webhook": {
-            "date": alert["alert_date"],
-            "severity": severity,
-            "alert_flag": alert["alert_flag"],
-            "brief_markdown": brief,
-            "metrics": {name: alert[name] for name in (
-                "metric_name", "current_value", "baseline_value", "delta_pct", "delta_relative_pct", "sample_size")},
-            "priority_counts": {tier: pack.manifest["audiences"][tier]["listed"] for tier in TIERS},
-            "export_urls": {tier: entry["file"] for tier, entry in lists.items()},
-        },
-    }
-    outbox = {}
-    for destination, content in messages.items():
-        body = {
-            "destination": destination,
-            "mode": settings.mode,
-            "sent": False,
-            "idempotency_key": canonical_sha256([identity, pack.manifest["alert_version"], destination])[:32],
-            "content": content,
+    def answer(self, day: date) -> dict[str, Any]:
+        """Answers one date and returns its ops_runs_log row; a failed answer is logged, never raised."""
+        started, decision, problem = time.monotonic(), None, ""
+        try:
+            decision = self.plan(self.gate(day), day)
+            for slot in SLOTS:
+                self.deliver(day, slot)
+            self.link(day)
+        except Exception as error:
+            problem = self.text(error)
+        return self.record(day, decision, problem, started)
+
+    def gate(self, day: date) -> Decision:
+        """What to do about D; changes nothing but, once, the date from which the response is armed."""
+        return self.gatekeeper.decide(day)
+
+    def plan(self, decision: Decision, day: date) -> Decision:
+        """Writes decision and intents; see Planner.write."""
+        return self.planner.write(decision, day)
+
+    def preview(self, day: date) -> tuple[Decision, list[Intent]]:
+        """What an answer would decide and do; nothing is planned or sent (a missing Action Pack is built)."""
+        gate = replace(self.gatekeeper, arms=False)
+        decision = gate.decide(day)
+        return decision, replace(self.planner, gate=gate).preview(decision, day)
+
+    def text(self, error: Exception) -> str:
+        """An error as the log may keep it."""
+        name = "" if isinstance(error, RetentionOpsError) else f"{type(error).__name__}: "
+        return redact(f"{name}{error}", self.secrets.values())[:1000]
+
+    # -- deliver -------------------------------------------------------------------------------------------------------
+
+    def deliver(self, day: date, slot: str) -> list[ledger.Row]:
+        """Moves D's actions of one slot as far as they go now; returns them."""
+        if slot == "sheets":
+            self._refresh_lists(day)
+        rows = [self._deliver(row) for row in self.actions(day, slot)]
+        if slot == "webhook" and any(row["state"] == ledger.FAILED for row in rows):
+            rows += self._mail_instead(day, [row for row in rows if row["state"] == ledger.FAILED])
+        return rows
+
+    def actions(self, day: date, slot: str | None = None) -> list[ledger.Row]:
+        """D's actions in this mode, in the order they were planned."""
+        where = {"slot": slot} if slot else {}
+        return ledger.find(self.engine, alert_date=day, mode=self.settings.mode, **where)
+
+    def _deliver(self, row: ledger.Row) -> ledger.Row:
+        if row["state"] not in ledger.OPEN_STATES:
+            return row
+        done = self.door.deliver(row["key"], self.patience)
+        if row["slot"] == "sheets" and done["state"] == ledger.CANCELLED:
+            self._plan_lists_again(done)
+            for again in self.actions(done["alert_date"], "sheets"):
+                if again["state"] == ledger.PLANNED:
+                    return self.door.deliver(again["key"], self.patience)
+        return done
+
+    def _refresh_lists(self, day: date) -> None:
+        """Consent, suppressions and earlier hand-overs are read again: a list that changed is planned anew, its approval void."""
+        for row in self.actions(day, "sheets"):
+            if row["state"] in (ledger.PLANNED, ledger.AWAITING) and not row["attempts"]:
+                sha = audience_sha256(self._lists(day))
+                if sha != row["payload"]["audience_sha256"]:
+                    with self.engine.begin() as connection:
+                        why = f"the list changed to {sha[:12]} before it left"
+                        gone = ledger.supersede(connection, row["key"], why, self.clock(), self.run_id)
+                    if gone:
+                        self._plan_lists_again(row)
+
+    def _plan_lists_again(self, row: ledger.Row) -> None:
+        alert = self.gatekeeper.alert(row["alert_date"])
+        pack = self.planner.pack(row["alert_date"], alert)
+        with self.engine.begin() as connection:
+            lock_responses(connection)
+            before = connection.execute(
+                sa.select(ledger.actions.c.key, ledger.actions.c.state)
+                .where(ledger.actions.c.answer_id == row["answer_id"], ledger.actions.c.slot == "sheets")
+            ).all()
+            if any(state != ledger.CANCELLED for _, state in before):
+                return
+            seq = connection.execute(sa.select(answers.c.seq).where(answers.c.id == row["answer_id"])).scalar_one()
+            intent = self.planner.handover(pack, alert, row["incident_id"], row["answer_id"], f"{seq}.{len(before)}")
+            ledger.plan(connection, [intent], self.clock(), self.run_id, {"*": self.settings.max_messages_per_day})
+
+    def _mail_instead(self, day: date, failed: Sequence[ledger.Row]) -> list[ledger.Row]:
+        """The backup: a mail where the webhook failed for good."""
+        if chosen("mail", self.settings, self.settings.mode) == "local":
+            return []
+        alert = self.gatekeeper.alert(day)
+        pack = find_pack(self.settings, day)
+        html = (pack.folder / "briefing.html").read_text(encoding="utf-8") if pack else ""
+        keys = []
+        with self.engine.begin() as connection:
+            for row in failed:
+                intent = Intent(
+                    identity=f"webhook:{row['key']}", slot="mail", destination="mail", kind="mail",
+                    target=target_of("mail", self.settings, self.settings.mode), alert_date=day, mode=row["mode"],
+                    answer_id=row["answer_id"], incident_id=row["incident_id"], payload={
+                        "subject": wording.title(alert) if alert["alert_flag"] else f"Retention: {row['payload']['event']} {day}",
+                        "text": row["payload"].get("brief_markdown") or json.dumps(row["payload"]["metrics"], indent=1),
+                        "html": re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", f"cid:{CHART_FILE}", html) if alert["alert_flag"] else "",
+                    },
+                )
+                keys += ledger.plan(connection, [intent], self.clock(), self.run_id, {"*": self.settings.max_messages_per_day})
+        return [self.door.deliver(key, self.patience) for key in keys]
+
+    def link(self, day: date) -> None:
+        """Adds the ticket and the sheets to the Slack message once they exist."""
+        rows = self.actions(day)
+        post = next((row for row in rows if row["slot"] == "slack" and row["kind"] == "post" and row["state"] == ledger.SENT), None)
+        links = links_of(rows)
+        if post is None or post["destination"] == "local" or not links:
+            return
+        payload = {name: post["payload"][name] for name in ("text", "blocks")}
+        intent = Intent(
+            identity=f"slack:{post['key']}", slot="slack", destination="slack", kind="update", target=post["target"],
+            payload=wording.slack_with_context(payload, wording.slack_links(links)), alert_date=day, mode=post["mode"],
+            part=ledger.digest(links)[:16], answer_id=post["answer_id"], incident_id=post["incident_id"], parent_key=post["key"],
+        )
+        with self.engine.begin() as connection:
+            keys = ledger.plan(connection, [intent], self.clock(), self.run_id, {})
+        for key in keys:
+            self.door.deliver(key, self.patience)
+
+    # -- what the door asks for ----------------------------------------------------------------------------------------
+
+    def _lists(self, day: date) -> dict[str, Audience]:
+        return current_audiences(self.lake, day, exposures.last_handed_over(self.engine, day))
+
+    def _load(self, row: ledger.Row) -> Content:
+        """Files and lists, read now: nobody who said no since the list was planned is on it."""
+        day = row["alert_date"]
+        if row["slot"] == "sheets":
+            lists = self._lists(day)
+            if audience_sha256(lists) != row["payload"]["audience_sha256"]:
+                raise ListChanged(f"the list of {day} changed since it was planned")
+            leaving = {sheet["tier"]: sheet["title"] for sheet in row["payload"]["worksheets"]}
+            self._remember(row, {tier: lists[tier] for tier in leaving})
+            if row["destination"] == "local":
+                return Content()
+            return Content(tables={title: Table(*map(tuple, allowed_table(lists[tier], "sheets"))) for tier, title in leaving.items()})
+        if row["kind"] in ("chart", "mail") and row["destination"] != "local":
+            pack = find_pack(self.settings, day)
+            if pack:
+                return Content(files={CHART_FILE: (pack.folder / CHART_FILE).read_bytes()})
+            if row["kind"] == "chart":
+                raise PackError(f"the Action Pack of {day} is gone, and its chart with it; `retention-ops run --date {day}` builds it")
+        return Content()
+
+    def _remember(self, row: ledger.Row, lists: Mapping[str, Audience]) -> None:
+        """Keeps who is handed over until it is recorded, so that a kill after sending forgets nobody."""
+        if row["mode"] in exposures.REAL_MODES:
+            arms = {tier: {exposures.TREATED: list(a.treated_ids), exposures.HOLDOUT: list(a.holdout_ids)} for tier, a in lists.items()}
+            write_atomic(self._handover_file(row), json.dumps(arms), mode=0o600)
+
+    def _handover_file(self, row: ledger.Row):
+        return self.settings.home / HANDOVERS / f"{row['key']}.json"
+
+    def _recorded(self, connection: Connection, row: ledger.Row) -> None:
+        """In the transaction that records a hand-over: every customer of it, treated or held out."""
+        if row["slot"] != "sheets" or row["mode"] not in exposures.REAL_MODES or row["incident_id"] is None:
+            return
+        file = self._handover_file(row)
+        if not file.is_file():
+            ledger.note(connection, self.clock(), "exposures missing", self.run_id, f"{file.name} is gone", action_key=row["key"],
+                        incident_id=row["incident_id"])
+            return
+        arms = {
+            customer: (tier, arm)
+            for tier, by_arm in json.loads(file.read_text(encoding="utf-8")).items() for arm, ids in by_arm.items() for customer in ids
         }
-        outbox[f"{OUTBOX}/{destination}.json"] = (json.dumps(body, indent=1, ensure_ascii=False).encode(), 1)
-    add_files(pack, outbox)
-    return lists
+        exposures.record(connection, row["incident_id"], row["alert_date"], row["key"], arms, self.clock())
+
+    def _bind(self, row: ledger.Row) -> Mapping[str, Any]:
+        """The webhook's final content: where lists and ticket went."""
+        rows = [other for other in self.actions(row["alert_date"]) if other["answer_id"] == row["answer_id"]]
+        sheets = next((other for other in rows if other["slot"] == "sheets" and other["state"] != ledger.CANCELLED), None)
+        urls = dict(row["payload"].get("export_urls", {}))
+        if sheets and sheets["state"] == ledger.SENT and sheets["detail"] and "links" in sheets["detail"]:
+            urls = {tier: sheets["detail"]["links"].get(f"{tier} {row['alert_date']}", file) for tier, file in urls.items()}
+        elif sheets and sheets["state"] == ledger.AWAITING:
+            urls = {}
+        links = links_of(rows)
+        found = {f"{name}_url": links[name] for name in ("ticket", "message") if name in links}
+        return {**row["payload"], "export_urls": urls, **found}
+
+    # -- record --------------------------------------------------------------------------------------------------------
+
+    def record(self, day: date, decision: Decision | None, problem: str = "", started: float | None = None) -> dict[str, Any]:
+        """The ops_runs_log row of this run for D, and one for each date its answer stands for."""
+        alert = self._alert_or_blank(day)
+        rows = self.actions(day)
+        for covered in decision.covers if decision else ():
+            self._append(self._alert_or_blank(covered), "skipped", f"the newest flagged date {day} stands for it", [], started)
+        verdict = decision.verdict if decision else "skip"
+        acted = [row for row in rows if decision is None or decision.acts or verdict == "resume"]
+        troubles = [_trouble(row) for row in acted if row["state"] not in (ledger.SENT, ledger.CANCELLED, ledger.AWAITING)]
+        waits = [_trouble(row) for row in acted if row["state"] == ledger.AWAITING]
+        if problem or (troubles and not _backed_up(acted)):
+            return self._append(alert, "failed", "; ".join([problem] if problem else troubles), acted, started)
+        if decision and decision.acts:
+            return self._append(alert, "success", "; ".join(waits + troubles) or None, acted, started)
+        reason = decision.reason if decision else "followed up"
+        return self._append(alert, "success" if decision is None else "skipped", "; ".join([reason, *waits]), acted, started)
+
+    def _alert_or_blank(self, day: date) -> dict[str, Any]:
+        """The alert row, or the least the log needs where it is missing."""
+        try:
+            return self.gatekeeper.alert(day)
+        except Exception:
+            return {"alert_date": day.isoformat(), "alert_type": ALERT_TYPE, "severity": "INFO", "alert_flag": False,
+                    "current_value": None, "baseline_value": None, "delta_relative_pct": None, "sample_size": 0}
+
+    def _append(
+        self, alert: Mapping[str, Any], status: str, message: str | None, rows: Sequence[ledger.Row], started: float | None
+    ) -> dict[str, Any]:
+        day = date.fromisoformat(alert["alert_date"])
+        try:
+            pack = find_pack(self.settings, day)
+        except PackError:
+            pack = None
+        counts = {tier: pack.manifest["audiences"][tier]["listed"] for tier in TIERS} if pack else {}
+        sent = [row for row in rows if row["state"] == ledger.SENT]
+        sheets = next((row for row in reversed(sent) if row["slot"] == "sheets"), None)
+        exports = {sheet["tier"]: sheet for sheet in sheets["payload"]["worksheets"]} if sheets else {}
+        urls = (sheets["detail"] or {}).get("links", {}) if sheets else {}
+        message_ts, ticket = _message_ts(sent), _ticket_id(sent)
+        return runs.append(self.engine, {
+            "run_id": self.run_id,
+            "run_timestamp": self.clock(),
+            "alert_date": day,
+            **{name: alert[name] for name in (
+                "alert_type", "severity", "alert_flag", "current_value", "baseline_value", "delta_relative_pct", "sample_size")},
+            **{f"{tier.lower()}_count": counts.get(tier) for tier in TIERS},
+            "total_exported": sum(sheet["rows"] for sheet in exports.values()),
+            "slack_posted": message_ts is not None,
+            "slack_message_ts": message_ts,
+            "ticket_id": ticket,
+            **{f"export_{tier.lower()}_link": urls.get(exports[tier]["title"], exports[tier]["file"]) if tier in exports else None
+               for tier in TIERS},
+            "status": status,
+            "error_message": redact(message, self.secrets.values())[:2000] if message else None,
+            "execution_time_ms": round((time.monotonic() - started) * 1000) if started else 0,
+            "mode": self.settings.mode,
+            "facts_sha256": pack.facts_sha256 if pack else None,
+            "audience_sha256": pack.manifest["audience_sha256"] if pack else None,
+        })
+
+    # -- what time brings ----------------------------------------------------------------------------------------------
+
+    def work(self, grace_seconds: float = 0) -> list[dict[str, Any]]:
+        """Does what is due: missed acknowledgements, waiting and unknown actions. Returns the log rows of the dates it moved."""
+        self._escalate_overdue()
+        touched: dict[date, None] = {}
+        for row in ledger.due(self.engine, self.clock(), grace_seconds):
+            if row["mode"] != self.settings.mode:
+                continue
+            before = (row["state"], row["attempts"], row["looked_up"])
+            done = self._deliver(row)
+            if (done["state"], done["attempts"], done["looked_up"]) != before:
+                touched[row["alert_date"]] = None
+        written = []
+        for day in touched:
+            problem = ""
+            try:
+                self.deliver(day, "webhook")
+                self.link(day)
+            except Exception as error:
+                problem = self.text(error)
+            written.append(self.record(day, None, problem))
+        return written
+
+    def _escalate_overdue(self) -> None:
+        """Tells the backup once about an incident nobody acknowledged in time."""
+        if self.settings.mode not in exposures.REAL_MODES:
+            return
+        for incident in incidents.overdue(self.engine, self.settings.mode, self.clock()):
+            with self.engine.begin() as connection:
+                lock_responses(connection)
+                fresh = incidents.get(connection, incident["id"])
+                if fresh["escalated_at"] or fresh["acked_at"] or fresh["state"] != "open":
+                    continue
+                now = self.clock()
+                incidents.change(connection, fresh["id"], now, self.run_id, "not acknowledged in time", escalated_at=now)
+                intents = self._unacknowledged(connection, fresh)
+                ledger.plan(connection, intents, now, self.run_id, {"*": self.settings.max_messages_per_day})
+
+    def _unacknowledged(self, connection: Connection, incident: dict[str, Any]) -> list[Intent]:
+        text = wording.sentence("unacknowledged", {"alert_date": "", "current_value": None}, incident, None)
+        plan = Draft(self.settings, {"alert_date": incident["last_flagged_on"].isoformat()}, incident, 0, None, "",
+                      identity=f"incident:{incident['id']}:{incident['ack_by'].isoformat()}")
+        posted = self.planner.first(connection, incident["id"], "slack", "post")
+        ticket = self.planner.first(connection, incident["id"], "ticket", "create")
+        to = incident["backup_owner"] or incident["owner"]
+        if posted:
+            reply = wording.slack_sentence(text, f"{wording.person(to)}: " if to else "")
+            plan.add("slack", "reply", {**reply, "broadcast": False}, posted["key"])
+        if ticket:
+            plan.add("ticket", "comment", {"text": text}, ticket["key"])
+        return plan.intents
+
+
+def links_of(rows: Sequence[ledger.Row]) -> dict[str, str]:
+    """Where an answer's message, ticket and sheets are: name -> address."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if row["state"] != ledger.SENT or row["destination"] == "local":
+            continue
+        if row["slot"] == "sheets":
+            found |= {title: url for title, url in (row["detail"] or {}).get("links", {}).items() if url}
+        elif row["external_url"] and row["kind"] in ("post", "create"):
+            name = {"slack": "message", "ticket": "ticket"}.get(row["slot"])
+            found |= {name: row["external_url"]} if name else {}
+    return found
+
+
+def _trouble(row: ledger.Row) -> str:
+    why = f" ({row['last_error']})" if row["last_error"] else ""
+    return f"{row['slot']} {row['kind']} {row['state'].replace('_', ' ')}{why}"
+
+
+def _backed_up(rows: Sequence[ledger.Row]) -> bool:
+    """The only thing that failed is the webhook, and the mail in its place went out."""
+    open_ends = [row for row in rows if row["state"] not in (ledger.SENT, ledger.CANCELLED, ledger.AWAITING)]
+    mailed = any(row["slot"] == "mail" and row["state"] == ledger.SENT for row in rows)
+    return bool(open_ends) and mailed and all(row["slot"] == "webhook" and row["state"] == ledger.FAILED for row in open_ends)
+
+
+def _message_ts(sent: Sequence[ledger.Row]) -> str | None:
+    """Our own Slack message, or the one the webhook's answer says it posted."""
+    for row in sent:
+        if row["destination"] == "slack" and row["kind"] in ("post", "reply"):
+            return row["external_id"]
+    return next((row["detail"]["slack_ts"] for row in sent if row["slot"] == "webhook" and (row["detail"] or {}).get("slack_ts")), None)
+
+
+def _ticket_id(sent: Sequence[ledger.Row]) -> str | None:
+    for row in sent:
+        if row["slot"] == "ticket" and row["destination"] != "local" and row["kind"] == "create":
+            return row["external_id"]
+    return next((row["detail"]["ticket_id"] for row in sent if row["slot"] == "webhook" and (row["detail"] or {}).get("ticket_id")), None)

@@ -1,4 +1,4 @@
-"""The ops database: what was ingested and what was answered. SQLite by default, Postgres by URL.
+"""The ops database: what was ingested, answered, planned, sent and approved. SQLite by default, Postgres by URL.
 
 SQLAlchemy Core, schema by alembic. Opening it brings the schema up to date; two processes may open it at once.
 """
@@ -18,7 +18,7 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
 
-HEAD = "0001"
+HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -59,6 +59,140 @@ ingestions = sa.Table(
     sa.Column("complete_through", sa.Date),
     sa.Column("stale_from", sa.Date),
     sa.Column("content_sha256", sa.Text, nullable=False),
+)
+
+incidents = sa.Table(
+    "incidents", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("alert_type", sa.Text, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("mode", sa.Text, nullable=False),  # a rehearsal never uses up the real answer
+    sa.Column("state", sa.Text, nullable=False),  # open, resolved, retracted, closed
+    sa.Column("severity", sa.Text, nullable=False),  # the highest so far
+    sa.Column("opened_on", sa.Date, nullable=False),  # first flagged alert_date
+    sa.Column("last_flagged_on", sa.Date, nullable=False),
+    sa.Column("frozen_baseline", sa.Double, nullable=False),
+    sa.Column("frozen_warning_pct", sa.Double, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("backup_owner", sa.Text, nullable=False),
+    sa.Column("ack_by", UtcDateTime(), nullable=False),
+    sa.Column("acked_at", UtcDateTime()),
+    sa.Column("acked_by", sa.Text),
+    sa.Column("escalated_at", UtcDateTime()),  # the missed acknowledgement, told once
+    sa.Column("snoozed_until", UtcDateTime()),
+    sa.Column("verdict", sa.Text),  # real, expected, data, false
+    sa.Column("closed_at", UtcDateTime()),
+    sa.Column("closed_by", sa.Text),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+    sa.Index("incidents_one_open", "alert_type", "scope", "mode", unique=True,
+             sqlite_where=sa.text("state = 'open'"), postgresql_where=sa.text("state = 'open'")),
+)
+
+answers = sa.Table(
+    "answers", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("alert_type", sa.Text, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("alert_date", sa.Date, nullable=False),
+    sa.Column("mode", sa.Text, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),  # 1 for the first answer of this date, then one per changed result
+    sa.Column("version", sa.Text, nullable=False),  # alert_version of the result answered
+    sa.Column("severity", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),  # open, update, escalate, retract, resolve, history, covered, snoozed
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("incident_id", sa.Integer, sa.ForeignKey("incidents.id")),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("answered_at", UtcDateTime(), nullable=False),
+    sa.Column("facts_sha256", sa.Text),
+    sa.Column("audience_sha256", sa.Text),
+    sa.UniqueConstraint("alert_type", "scope", "alert_date", "mode", "seq", name="answers_identity"),
+)
+
+actions = sa.Table(
+    "actions", metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),  # the order in which actions were planned
+    sa.Column("answer_id", sa.Integer, sa.ForeignKey("answers.id"), index=True),
+    sa.Column("incident_id", sa.Integer, sa.ForeignKey("incidents.id"), index=True),
+    sa.Column("alert_date", sa.Date, nullable=False),
+    sa.Column("mode", sa.Text, nullable=False),
+    sa.Column("slot", sa.Text, nullable=False),  # slack, ticket, sheets, webhook, mail
+    sa.Column("destination", sa.Text, nullable=False),  # slack, jira, asana, roundup, sheets, webhook, mail, local
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("parent_key", sa.Text),  # must be sent first; its external_id is what this one builds on
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("bound", sa.Boolean, nullable=False),  # false: links of earlier actions are filled in before the first attempt
+    sa.Column("payload_sha256", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("looked_up", sa.Integer, nullable=False),  # look-ups in a row that found nothing
+    sa.Column("lease_owner", sa.Text),
+    sa.Column("lease_until", UtcDateTime()),
+    sa.Column("not_before", UtcDateTime()),
+    sa.Column("first_attempt_at", UtcDateTime()),
+    sa.Column("last_attempt_at", UtcDateTime()),
+    sa.Column("external_id", sa.Text),
+    sa.Column("external_url", sa.Text),
+    sa.Column("detail", sa.JSON),
+    sa.Column("last_error", sa.Text),
+    sa.Column("created_at", UtcDateTime(), nullable=False),
+    sa.Column("updated_at", UtcDateTime(), nullable=False),
+)
+
+reservations = sa.Table(
+    "reservations", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("guardrail", sa.Text, nullable=False),
+    sa.Column("action_key", sa.Text, sa.ForeignKey("actions.key"), nullable=False),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.UniqueConstraint("guardrail", "action_key", name="reservations_once"),
+)
+
+approvals = sa.Table(
+    "approvals", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("action_key", sa.Text, sa.ForeignKey("actions.key"), nullable=False, index=True),
+    sa.Column("audience_sha256", sa.Text, nullable=False),
+    sa.Column("customers", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # pending, approved, refused, void
+    sa.Column("requested_at", UtcDateTime(), nullable=False),
+    sa.Column("decided_at", UtcDateTime()),
+    sa.Column("decided_by", sa.Text),
+    sa.Column("why", sa.Text),
+)
+
+exposures = sa.Table(
+    "exposures", metadata,
+    sa.Column("incident_id", sa.Integer, sa.ForeignKey("incidents.id"), primary_key=True),
+    sa.Column("alert_date", sa.Date, primary_key=True),
+    sa.Column("customer_id", sa.Text, primary_key=True),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("arm", sa.Text, nullable=False),  # treated, holdout
+    sa.Column("action_key", sa.Text, sa.ForeignKey("actions.key"), nullable=False),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Index("exposures_by_date", "arm", "alert_date"),
+)
+
+ops_events = sa.Table(
+    "ops_events", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime(), nullable=False),
+    sa.Column("incident_id", sa.Integer, index=True),
+    sa.Column("action_key", sa.Text, index=True),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),  # a run, a worker or a person
+    sa.Column("detail", sa.Text, nullable=False),
+)
+
+response_state = sa.Table(
+    "response_state", metadata,
+    sa.Column("name", sa.Text, primary_key=True),  # halted; armed
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime(), nullable=False),
 )
 
 
@@ -130,3 +264,9 @@ def lock_chain(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("LOCK TABLE ops_runs_log IN EXCLUSIVE MODE"))
     # SQLite: BEGIN IMMEDIATE already holds the only write lock
+
+
+def lock_responses(connection: Connection) -> None:
+    """Lets one worker at a time decide and plan; held until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(7382462)"))

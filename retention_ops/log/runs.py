@@ -73,16 +73,12 @@ def rows(engine: Engine, *, first: date | None = None, last: date | None = None,
     return [{name: row[name] for name in COLUMNS} for row in reversed(found)]
 
 
-def answered(engine: Engine, alert_date: date, alert_type: str, facts_sha256: str, mode: str) -> str | None:
-    """The run that already answered exactly this result in this mode, or None; a rehearsal does not use up the real answer."""
-    query = (
-        sa.select(ops_runs_log.c.run_id)
-        .filter_by(alert_date=alert_date, alert_type=alert_type, facts_sha256=facts_sha256, status="success", mode=mode)
-        .order_by(ops_runs_log.c.position.desc())
-        .limit(1)
-    )
-    with engine.connect() as connection:
-        return connection.execute(query).scalar()
+def by_date(engine: Engine, first: date, last: date) -> dict[date, list[dict[str, Any]]]:
+    """Rows of alert dates from `first` to `last`, in the order they were written."""
+    found: dict[date, list[dict[str, Any]]] = {}
+    for row in rows(engine, first=first, last=last):
+        found.setdefault(row["alert_date"], []).append(row)
+    return found
 
 
 def first_broken_row(engine: Engine) -> tuple[int, dict[str, Any]] | None:

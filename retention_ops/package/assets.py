@@ -6,6 +6,8 @@ from datetime import date, timedelta
 import dagster as dg
 
 from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.log.database import ops_database
+from retention_ops.log.exposures import last_handed_over
 from retention_ops.orchestration import (
     OWNERS,
     Loop,
@@ -17,8 +19,15 @@ from retention_ops.orchestration import (
     store_days,
 )
 from retention_ops.package.brief import check_templates
-from retention_ops.package.pack import Pack, build_pack, collect, expire_packs
-from retention_ops.settings import Settings
+from retention_ops.package.pack import (
+    Pack,
+    brief_links,
+    build_pack,
+    collect,
+    expire_packs,
+    publish_lists,
+    withdraw_lists,
+)
 
 
 def _tiers(space: Workspace, where: str) -> dict:
@@ -37,6 +46,7 @@ def _pack_metadata(pack: Pack, embed_chart: bool) -> dict:
         "audience_sha256": manifest["audience_sha256"],
         **{f"{tier.lower()}_count": audience["listed"] for tier, audience in manifest["audiences"].items()},
         **{f"{tier.lower()}_handed_over": audience["rows"] for tier, audience in manifest["audiences"].items()},
+        "left_out": dg.MetadataValue.json({tier: audience["excluded"] for tier, audience in manifest["audiences"].items()}),
         "files": dg.MetadataValue.json({name: entry["rows"] for name, entry in manifest["files"].items()}),
         "pack": dg.MetadataValue.path(str(pack.folder)),
     }
@@ -44,12 +54,6 @@ def _pack_metadata(pack: Pack, embed_chart: bool) -> dict:
         chart = base64.b64encode((pack.folder / "at_risk_trend.png").read_bytes()).decode()
         metadata["at_risk_trend"] = dg.MetadataValue.md(f"![AT_RISK % against its baseline](data:image/png;base64,{chart})")
     return metadata
-
-
-def _links(settings: Settings, run_id: str) -> dict[str, str]:
-    """Addresses for the brief. The default dagster_url is this machine's own, which leads a manager nowhere: no link then."""
-    links = {"run": f"{settings.dagster_url}/runs/{run_id}"} if "dagster_url" in settings.model_fields_set else {}
-    return {**links, "dashboard": settings.dashboard_url} if settings.dashboard_url else links
 
 
 def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -79,8 +83,9 @@ def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
 def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep_from: date) -> dg.MaterializeResult:
     """Packs for the newest pack_keep_days of the run and for every flagged date; the rest is history nobody acts on."""
     check_templates(loop.settings)
-    links = _links(loop.settings, context.run.run_id)
-    with workspace(loop.lake) as space:
+    links = brief_links(loop.settings, context.run.run_id)
+    newest = None
+    with workspace(loop.lake) as space, ops_database(loop.settings) as engine:
         space.build_range("alert_logic", days[0] - timedelta(days=loop.settings.trend_days - 1), days[-1])
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")
         flagged = set(history.loc[history["alert_flag"], "alert_date"].dt.date)
@@ -90,10 +95,14 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
                                     f"`retention-ops run --date {day}` builds it"}
             else:
                 space.use("customer_priority", day)
-                facts = collect(space, day, history, daily, space.rows("customer_priority", PRIORITY_ORDER))
-                pack = build_pack(facts, loop.settings, run_id=context.run.run_id, links=links, clock=loop.clock)
+                queue = space.rows("customer_priority", PRIORITY_ORDER)
+                newest = collect(space, day, history, daily, queue, last_handed_over(engine, before=day))
+                pack = build_pack(newest, loop.settings, run_id=context.run.run_id, links=links, clock=loop.clock)
                 metadata = _pack_metadata(pack, embed_chart=day in flagged or day == days[-1])
             context.add_asset_metadata(metadata, partition_key=day.isoformat())
             loop.progress("action_pack", done, len(days))
+    if newest:
+        publish_lists(loop.lake, newest)
     expire_packs(loop.settings, loop.clock)
+    withdraw_lists(loop.lake)
     return dg.MaterializeResult()

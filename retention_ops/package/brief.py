@@ -36,6 +36,7 @@ from jinja2 import (
 from markupsafe import Markup, escape
 
 from retention_ops.errors import PackError
+from retention_ops.package.audiences import HOLDOUT
 from retention_ops.settings import Settings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
@@ -60,17 +61,17 @@ class BriefFacts:
     newly_at_risk: dict[str, int] | None
     """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once}"""
     counts: dict[str, int]
-    """customers per tier who may be contacted, {'P1': n, 'P2': n, 'P3': n}"""
+    """customers per tier who are on its list, {'P1': n, 'P2': n, 'P3': n}"""
     totals: dict[str, int]
-    """customers per tier, whether they may be contacted or not"""
+    """customers per tier, whether they are on its list or left off"""
     orders_at_stake: dict[str, float]
     """per tier: sum of avg_order_value of those in `counts`"""
     top: list[dict[str, Any]]
-    """up to five customer_priority rows who may be contacted, best first across tiers"""
+    """up to five customer_priority rows of customers on the lists, best first across tiers"""
     actions: dict[str, list[tuple[str, int]]]
     """per tier: (recommended_action, customers of `counts`)"""
     audiences: dict[str, dict[str, Any]]
-    """tier -> {'file': name, 'rows': n, 'excluded': {reason: n}}"""
+    """tier -> {'file': name, 'rows': n, 'excluded': {reason: n}}, the reasons in the order in which they are asked"""
     complete_through: date
     """last date whose orders are all in"""
     first_order_date: date | None
@@ -233,6 +234,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         "tiers": tiers,
         "steps": [{"tier": tier["tier"], **action} for tier in tiers if tier["due"] for action in tier["actions"]],
         "queue": sum(facts.counts.get(tier, 0) for tier in TIERS),
+        "held_out": sum(audience["excluded"].get(HOLDOUT, 0) for audience in facts.audiences.values()),
         "top": [_customer(row) for row in facts.top[:5]],
         "links": _links(facts.links),
         "safeguards": [
@@ -390,8 +392,8 @@ def _actions(facts: BriefFacts, tier: str) -> list[dict[str, Any]]:
 def _audience(audience: dict[str, Any] | None) -> dict[str, Any] | None:
     if audience is None:
         return None
-    left_out = sorted((reason, count) for reason, count in audience["excluded"].items() if count)
-    return {"file": _clean(audience["file"], 120), "rows": audience["rows"],
+    left_out = [(reason, count) for reason, count in audience["excluded"].items() if count]
+    return {"file": _clean(audience["file"], 120), "rows": audience["rows"], "left_out": sum(count for _, count in left_out),
             "excluded": [{"reason": _clean(reason, 80), "customers": count} for reason, count in left_out]}
 
 

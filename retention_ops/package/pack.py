@@ -4,7 +4,8 @@
 finds the old pack or the new one, never a mixture. Files are readable by their owner only.
 
 Two hashes: `facts_sha256` says what was found (same orders, same settings, same templates: same hash, whenever it is
-built); `audience_sha256` says who was on the lists as handed over.
+built); `audience_sha256` says who was on the lists as handed over. Consent, suppressions, holdout and earlier hand-overs
+change only the second; `current_audiences` says what it would be now.
 """
 
 from __future__ import annotations
@@ -22,17 +23,40 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pandas as pd
+import pyarrow as pa
 
 from retention_ops.clock import Clock, system_clock
-from retention_ops.detect.compute import Workspace
-from retention_ops.errors import PackError
-from retention_ops.package.audiences import TIERS, Audience, audience_sha256, build_audience, to_csv
-from retention_ops.package.brief import BriefFacts, render_html, render_markdown, render_slack, safeguards, template_fingerprint
+from retention_ops.detect import quality
+from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.errors import PackError, QualityError
+from retention_ops.package.audiences import (
+    TIERS,
+    Audience,
+    HandedOver,
+    LeftOut,
+    audience_sha256,
+    build_audiences,
+    holdout_pct,
+    to_csv,
+)
+from retention_ops.package.brief import (
+    CHART_FILE,
+    BriefFacts,
+    render_html,
+    render_markdown,
+    render_slack,
+    safeguards,
+    template_fingerprint,
+)
 from retention_ops.package.chart import trend_chart
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.dialect import parquet_scan
 from retention_ops.warehouse.files import fsync_folder, locked, write_atomic
+from retention_ops.warehouse.freshness import Changes
+from retention_ops.warehouse.lake import Lake
 
 MANIFEST = "manifest.json"
 LOG_FILE = "ops_run_log.json"
@@ -43,21 +67,31 @@ TOP_CUSTOMERS = 5
 
 
 @dataclass(frozen=True)
+class NoContact:
+    """Ids that must not be contacted for D, and the versions that say so ('' where nothing was ingested)."""
+
+    refused: frozenset[str]
+    suppressed: frozenset[str]
+    customers_version: str
+    suppressions_version: str
+
+
+@dataclass(frozen=True)
 class Facts:
-    """Everything a pack says about D: plain values, no files yet."""
+    """Everything a pack says about D: plain values, no files yet. `no_contact` and `handed_over` decide who is left off the lists."""
 
     day: date
     alert: dict[str, Any]
     daily: dict[str, Any]
     history: list[dict[str, Any]]
     priority: pd.DataFrame
-    refused: set[str]
+    no_contact: NoContact
+    handed_over: HandedOver
     newly_at_risk: dict[str, int]
     first_order_date: date | None
     complete_through: date
     currency: str
     orders_version: str
-    customers_version: str
 
 
 @dataclass(frozen=True)
@@ -107,8 +141,13 @@ def alert_version(alert: Mapping[str, Any]) -> str:
     return canonical_sha256({name: alert[name] for name in TABLES["alert_logic"].column_names})
 
 
-def collect(space: Workspace, day: date, history: pd.DataFrame, daily: pd.DataFrame, priority: pd.DataFrame) -> Facts:
-    """The facts of D from computed tables. `history` and `daily` may span more days; each is cut to what D needs."""
+def collect(
+    space: Workspace, day: date, history: pd.DataFrame, daily: pd.DataFrame, priority: pd.DataFrame, handed_over: HandedOver
+) -> Facts:
+    """The facts of D from computed tables. `history` and `daily` may span more days; each is cut to what D needs.
+
+    `handed_over` is what log.exposures.last_handed_over says for D.
+    """
     first = day - timedelta(days=space.settings.trend_days - 1)
     dates = pd.to_datetime(history["alert_date"]).dt.date
     window = records(history[(dates >= first) & (dates <= day)])
@@ -117,10 +156,9 @@ def collect(space: Workspace, day: date, history: pd.DataFrame, daily: pd.DataFr
     counts = records(daily[pd.to_datetime(daily["as_of_date"]).dt.date == day])
     return Facts(
         day=day, alert=window[-1], daily=counts[0], history=_since_customers(window), priority=priority,
-        refused=refused_customers(space), newly_at_risk=newly_at_risk(space, day, priority),
+        no_contact=no_contact(space.lake, day), handed_over=handed_over, newly_at_risk=newly_at_risk(space, day, priority),
         first_order_date=space.orders.first_date if space.orders.first_date <= day else None,
         complete_through=space.orders.complete_through, currency=space.orders.currency, orders_version=space.orders.version,
-        customers_version=space.customers.version if space.customers else "",
     )
 
 
@@ -146,10 +184,63 @@ def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[s
     return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order}
 
 
-def refused_customers(space: Workspace) -> set[str]:
-    """Ids of customers who said no to being contacted."""
-    rows = space.connection.execute("SELECT customer_id FROM customers WHERE consent = false").fetchall()
-    return {row[0] for row in rows}
+def no_contact(lake: Lake, day: date) -> NoContact:
+    """Who, by what is known at this moment, must not be contacted for D: they refused consent or are suppressed beyond D.
+
+    A list of D is worked from the day after, so a suppression whose last day is D has ended by then.
+    """
+    customers, suppressions = lake.customers(), lake.suppressions()
+    with lake.connection() as connection:
+
+        def ids(version, where: str, *values: object) -> frozenset[str]:
+            if version is None:
+                return frozenset()
+            rows = connection.execute(f"SELECT customer_id FROM {parquet_scan(version.path)} WHERE {where}", list(values)).fetchall()
+            return frozenset(row[0] for row in rows)
+
+        return NoContact(
+            refused=ids(customers, "consent = false"),
+            suppressed=ids(suppressions, "until IS NULL OR until > ?", day),
+            customers_version=customers.version if customers else "",
+            suppressions_version=suppressions.version if suppressions else "",
+        )
+
+
+def audiences_of(
+    day: date, priority: pd.DataFrame, contact: NoContact, handed_over: HandedOver, settings: Settings
+) -> dict[str, Audience]:
+    """The lists of D; the one place where it is decided who is on them."""
+    return build_audiences(day, priority, LeftOut(
+        refused=contact.refused, suppressed=contact.suppressed, holdout_pct=holdout_pct(settings), holdout_salt=settings.holdout_salt,
+        handed_over=handed_over, cooldown_days=settings.handover_cooldown_days,
+    ))
+
+
+def current_audiences(lake: Lake, day: date, handed_over: HandedOver) -> dict[str, Audience]:
+    """The lists of D as a pack built now would have them: today's consent and suppressions, no brief and no chart.
+
+    Asked just before a list leaves. Where `audience_sha256` of it differs from the pack's, `renew_pack` comes first.
+    """
+    return audiences_of(day, _queue(lake, day), no_contact(lake, day), handed_over, lake.settings)
+
+
+def _queue(lake: Lake, day: date) -> pd.DataFrame:
+    """customer_priority of D: as stored where the orders of D and the rules are still the same, else computed.
+
+    Workspace.use would compute it also after every new consent, on which the queue does not depend.
+    """
+    path = lake.path("customer_priority", day)
+    try:
+        made_from = lake.provenance("customer_priority", day)
+        same_rules = made_from.get("rules_sha256") == lake.settings.rules_sha256()
+        if same_rules and not Changes(lake).since(made_from.get("orders_version", ""), day):
+            with lake.connection() as connection:
+                return connection.sql(f"SELECT * FROM {parquet_scan(path)} ORDER BY {PRIORITY_ORDER}").df()
+    except duckdb.Error:
+        pass  # damaged: as good as another make
+    with workspace(lake) as space:
+        space.use("customer_priority", day)
+        return space.rows("customer_priority", PRIORITY_ORDER)
 
 
 def facts_sha256(facts: Facts, settings: Settings) -> str:
@@ -170,8 +261,9 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
 
 def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
     """What the templates see."""
-    # nobody is told to call a customer who said no, and nobody's next order is at stake who may not be asked for it
-    contactable = facts.priority[~facts.priority["customer_id"].isin(facts.refused)]
+    # nobody is told to call a customer who is left off the lists, nor is that customer's next order at stake
+    listed = {customer_id for audience in audiences.values() for customer_id in audience.treated_ids}
+    contactable = facts.priority[facts.priority["customer_id"].isin(listed)]
     by_tier = {tier: contactable[contactable["priority_tier"] == tier] for tier in TIERS}
     return BriefFacts(
         alert=facts.alert,
@@ -209,7 +301,7 @@ def _actions(rows: pd.DataFrame) -> list[tuple[str, int]]:
 
 def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[str, str], clock: Clock = system_clock) -> Pack:
     """Renders and writes the pack of D, replacing the one before. Outbox and log of the old build are carried over."""
-    audiences = {tier: build_audience(tier, facts.day, facts.priority, facts.refused) for tier in TIERS}
+    audiences = audiences_of(facts.day, facts.priority, facts.no_contact, facts.handed_over, settings)
     brief = brief_facts(facts, audiences, settings, links)
     chart = trend_chart(
         facts.history, warning_pct=settings.warning_pct, critical_pct=settings.critical_pct, shop_name=settings.shop_name,
@@ -220,7 +312,7 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         f"briefing_{severity}.md": (render_markdown(brief, settings).encode(), 1),
         "briefing.slack.json": (json.dumps(render_slack(brief, settings), indent=1, ensure_ascii=False).encode(), 1),
         "briefing.html": (render_html(brief, settings, chart_png=chart).encode(), 1),
-        "at_risk_trend.png": (chart, len(facts.history)),
+        CHART_FILE: (chart, len(facts.history)),
         **{audience.file: (audience.csv.encode(), audience.rows) for audience in audiences.values()},
     }
     manifest = {
@@ -233,14 +325,16 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         "facts_sha256": facts_sha256(facts, settings),
         "audience_sha256": audience_sha256(audiences),
         "orders_version": facts.orders_version,
-        "customers_version": facts.customers_version,
+        "customers_version": facts.no_contact.customers_version,
+        "suppressions_version": facts.no_contact.suppressions_version,
         "complete_through": facts.complete_through.isoformat(),
         "rules_sha256": settings.rules_sha256(),
         "created_at": clock().isoformat(timespec="seconds"),
         "run_id": run_id,
         "audiences": {
             tier: {
-                "file": a.file, "rows": a.rows, "listed": a.listed, "excluded": a.excluded, "content_sha256": a.content_sha256,
+                "file": a.file, "rows": a.rows, "new": a.new, "listed": a.listed, "excluded": a.excluded,
+                "content_sha256": a.content_sha256,
             }
             for tier, a in audiences.items()
         },
@@ -248,6 +342,71 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
     }
     folder = _put_in_place(settings.packs, facts.day, {name: data for name, (data, _) in contents.items()}, manifest)
     return Pack(facts.day, folder, manifest)
+
+
+def brief_links(settings: Settings, run_id: str) -> dict[str, str]:
+    """Addresses for the brief. The default dagster_url is this machine's own, which leads a manager nowhere: no link then."""
+    links = {"run": f"{settings.dagster_url}/runs/{run_id}"} if "dagster_url" in settings.model_fields_set else {}
+    return {**links, "dashboard": settings.dashboard_url} if settings.dashboard_url else links
+
+
+def renew_pack(lake: Lake, day: date, handed_over: HandedOver, *, run_id: str, clock: Clock = system_clock) -> Pack:
+    """Builds the pack of D again from the orders, consent and suppressions of this moment."""
+    with workspace(lake) as space:
+        space.build_range("alert_logic", day - timedelta(days=lake.settings.trend_days - 1), day)
+        space.use("customer_priority", day)
+        priority = space.rows("customer_priority", PRIORITY_ORDER)
+        facts = collect(space, day, space.rows("alert_logic"), space.rows("retention_daily"), priority, handed_over)
+    pack = build_pack(facts, lake.settings, run_id=run_id, links=brief_links(lake.settings, run_id), clock=clock)
+    publish_lists(lake, facts)
+    return pack
+
+
+CURRENT_LISTS = "audience_current"
+
+
+def publish_lists(lake: Lake, facts: Facts) -> bool:
+    """Writes the lists of D as the table audience_current, if D is the newest date with a pack and that pack has these lists.
+
+    Raises QualityError where the rows break the table's rules; the old table stays.
+    """
+    audiences = audiences_of(facts.day, facts.priority, facts.no_contact, facts.handed_over, lake.settings)
+    fingerprint = audience_sha256(audiences)
+    with locked(lake.root / f".{CURRENT_LISTS}.lock"), lake.connection() as connection:
+        pack = find_pack(lake.settings, facts.day)
+        # where a newer date or another build came in between, its own run writes the table
+        if pack is None or pack_days(lake.settings)[-1] != facts.day or pack.manifest["audience_sha256"] != fingerprint:
+            return False
+        rows = pd.concat([audiences[tier].table for tier in TIERS])
+        texts, numbers = ("customer_id", "priority_tier", "priority_reason", "recommended_action"), ("priority_score", "total_revenue")
+        connection.register("list_rows", pa.table({
+            **{name: pa.array(rows[name], pa.string()) for name in texts},
+            **{name: pa.array(rows[name], pa.float64()) for name in numbers},
+            "new_since_handover": pa.array(rows["new_since_handover"], pa.bool_()),
+            "last_handed_over": pa.array(rows["last_handed_over"].tolist(), pa.date32()),
+        }))
+        connection.execute(
+            f"CREATE TEMP TABLE {CURRENT_LISTS} AS "
+            "SELECT *, CAST(? AS DATE) AS alert_date, priority_tier AS tier, ? AS audience_sha256 FROM list_rows",
+            [facts.day, fingerprint],
+        )
+        broken = [check.name for check in quality.check(connection, CURRENT_LISTS, lake.settings) if not check.passed]
+        if broken:
+            raise QualityError(f"{CURRENT_LISTS} of {facts.day} breaks its own rules and was not replaced: {', '.join(broken)}")
+        made_from = {"alert_date": facts.day.isoformat(), "audience_sha256": fingerprint}
+        lake.write(connection, CURRENT_LISTS, None, made_from, order_by=f"tier, {PRIORITY_ORDER}")
+    lake.refresh_views()
+    return True
+
+
+def withdraw_lists(lake: Lake) -> None:
+    """Removes audience_current where the pack it came from is gone: lists expire with their pack."""
+    with locked(lake.root / f".{CURRENT_LISTS}.lock"):
+        day = lake.provenance(CURRENT_LISTS).get("alert_date")
+        if day is None or (lake.settings.packs / day).exists():
+            return
+        lake.path(CURRENT_LISTS).unlink(missing_ok=True)
+    lake.refresh_views()
 
 
 def _entry(data: bytes, rows: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from retention_ops.warehouse.versions import (
     Version,
     customers_store,
     orders_store,
+    suppressions_store,
 )
 
 CORRECT = "Correct the file and ingest it again; --show-values shows the values at fault."
@@ -44,7 +45,8 @@ CHANGES = ("added", "replaced", "removed", "unchanged")
 class IngestReport:
     """What one ingest did. `rows`, `customers` and the dates describe CURRENT afterwards; `excluded` counts file records.
 
-    `removed` are known orders that a file given with --replace says are worth nothing. `consent_withdrawn` and
+    `removed` are known orders that a file given with --replace says are worth nothing, or suppressions that it lifts by not
+    naming them. `consent_withdrawn` and
     `consent_granted` are customers whose consent is now no, or yes, and was not before (a new customer's was not known).
     `complete_through_note` says why the newest orders' date is not taken for complete; `warnings` never hold a value.
     """
@@ -90,11 +92,11 @@ def ingest(
     clock: Clock = system_clock,
     progress: Progress = lambda text: None,
 ) -> IngestReport:
-    """Add the files' orders (or customers) to the current version.
+    """Add the files' orders (or customers, or suppressions) to the current version.
 
     Raises InputRefused when any file breaks a rule, or brings a known order with other content and `replace` is not
     given; nothing is written then. Raises UsageError when the call itself makes no sense. Content that is already there
-    changes nothing. Two ingests at the same time queue.
+    changes nothing. Suppressions given with `replace` are the whole list. Two ingests at the same time queue.
     """
     chosen = get_preset(preset)
     limits = bounds(settings, clock)
@@ -106,6 +108,8 @@ def ingest(
         staged = _stage([Path(path) for path in files], chosen, settings, limits, show_values, con, scratch, progress)
         if chosen.dataset == "customers":
             return _commit_customers(con, staged, settings, clock, progress)
+        if chosen.dataset == "suppressions":
+            return _commit_suppressions(con, staged, settings, replace, clock, progress)
         return _commit_orders(con, staged, settings, replace, complete_through, limits.today, show_values, clock, progress)
 
 
@@ -135,8 +139,8 @@ def _check_call(files: Sequence[Path], preset: Preset, complete_through: date | 
         raise UsageError("no file given; name at least one to ingest")
     if complete_through is None:
         return
-    if preset.dataset == "customers":
-        raise UsageError("--complete-through is about orders; preset customers has no such date")
+    if preset.dataset != "orders":
+        raise UsageError(f"--complete-through is about orders; preset {preset.name} has no such date")
     if complete_through >= limits.today:
         when = "today" if complete_through == limits.today else "in the future"
         raise UsageError(
@@ -165,7 +169,7 @@ def _stage(
     _gather_lines(con, staged, faulty=bool(findings.counts))
     _find_key_faults(con, staged, findings, show_values)
     findings.raise_if_any(CORRECT)
-    if preset.dataset == "customers":
+    if preset.dataset != "orders":
         _stage_customers(con, staged, findings, show_values)
     else:
         progress(f"grouping {staged.records:,} records into orders")
@@ -298,7 +302,7 @@ def _drop_repeats(
 
 def _stage_customers(con: duckdb.DuckDBPyConnection, staged: _Staged, findings: Findings, show_values: bool) -> None:
     """Table `staged`: a customer per id."""
-    columns = TABLES["customers"].column_names
+    columns = TABLES[staged.preset.dataset].column_names
     con.execute(f"CREATE TABLE parts AS SELECT source, record, 1 AS records, {', '.join(columns)} FROM lines")
     _drop_repeats(con, staged, columns[1:], "customer_id", findings, show_values)
     findings.raise_if_any(CORRECT)
@@ -549,4 +553,55 @@ def _compare_customers(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
         SELECT m.*, CASE WHEN k.customer_id IS NULL THEN 'added' WHEN {same} THEN 'unchanged' ELSE 'replaced' END AS change
         FROM merged m LEFT JOIN known k ON m.customer_id = k.customer_id"""
     )
+    return dict(con.execute("SELECT change, count(*) FROM delta GROUP BY 1").fetchall())
+
+
+def _commit_suppressions(
+    con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, replace: bool, clock: Clock, progress: Progress
+) -> IngestReport:
+    """Add to the list, under the lock, or with `replace` put the files in its place."""
+    store = suppressions_store(settings)
+    with store.locked(progress):
+        parent = store.current()
+        _know(con, store, parent)
+        counts = _compare_suppressions(con, staged, replace)
+        changed = parent is None or bool(_changes(counts))
+        if changed:
+            columns = ", ".join(store.table.column_names)
+            rows = (f"SELECT {columns} FROM known ANTI JOIN delta USING (customer_id) "
+                    f"UNION ALL SELECT {columns} FROM delta WHERE change <> 'removed'")
+            with store.writing(con, rows, "customer_id", progress) as draft:
+                version = store.publish(draft, parent, customers=draft.rows, **_provenance(staged, clock, counts))
+            store.prune(settings.orders_keep_versions)
+        else:
+            version = parent
+    return IngestReport(rows=version.customers, first_date=None, last_date=None, complete_through=None, currency=None,
+                        stale_from=None, **_report_common(staged, version, changed, counts))
+
+
+def _compare_suppressions(con: duckdb.DuckDBPyConnection, staged: _Staged, replace: bool) -> dict[str, int]:
+    """Table `delta`: staged suppressions as they will stand, and with `replace` the known ones that are lifted; returns how many
+    of each change.
+
+    Without `replace` the longer suppression wins (no date is for ever): a file that is old, short or lacks a column lifts nothing.
+    """
+    shorter = "k.customer_id IS NOT NULL AND s.until IS NOT NULL AND (k.until IS NULL OR s.until < k.until)"
+    reason = "s.reason" if replace else "coalesce(s.reason, k.reason)"
+    until = "s.until" if replace else f"CASE WHEN {shorter} THEN k.until ELSE s.until END"
+    con.execute(
+        f"""CREATE TABLE delta AS
+        WITH merged AS (SELECT s.customer_id, {reason} AS reason, {until} AS until, coalesce({shorter}, false) AS shorter
+                        FROM staged s LEFT JOIN known k ON s.customer_id = k.customer_id)
+        SELECT m.*, CASE WHEN k.customer_id IS NULL THEN 'added'
+                         WHEN m.until IS NOT DISTINCT FROM k.until AND m.reason IS NOT DISTINCT FROM k.reason THEN 'unchanged'
+                         ELSE 'replaced' END AS change
+        FROM merged m LEFT JOIN known k ON m.customer_id = k.customer_id"""
+    )
+    if replace:
+        con.execute("INSERT INTO delta SELECT customer_id, reason, until, false, 'removed' FROM known ANTI JOIN staged USING (customer_id)")
+    else:
+        kept = con.execute("SELECT count(*) FROM delta WHERE shorter").fetchone()[0]
+        if kept:
+            staged.warnings.append(f"{kept:,} suppression{'s' if kept > 1 else ''} would end earlier by these files; the longer one was "
+                                   "kept (--replace takes the files as the whole list)")
     return dict(con.execute("SELECT change, count(*) FROM delta GROUP BY 1").fetchall())

@@ -10,7 +10,9 @@ from typing import Literal
 
 from retention_ops.errors import UsageError
 
-Kind = Literal["id", "numeric_id", "whole", "decimal", "money", "date", "us_date", "compact_date", "text", "boolean", "currency"]
+Kind = Literal[
+    "id", "numeric_id", "whole", "decimal", "money", "date", "us_date", "compact_date", "end_date", "text", "boolean", "currency",
+]
 """How a text value is parsed and which rules it must pass; see validation.py for both."""
 
 Format = Literal["csv", "xlsx", "parquet", "text"]
@@ -51,7 +53,7 @@ class Preset:
 
     name: str
     title: str
-    dataset: Literal["orders", "customers"]
+    dataset: Literal["orders", "customers", "suppressions"]
     formats: tuple[Format, ...]
     fields: tuple[Field, ...]
     key: str
@@ -177,6 +179,26 @@ PRESETS: dict[str, Preset] = {
                 "consent is true/false, yes/no or 1/0; empty means not known, so it never undoes a no.",
             ),
             example="customers.csv",
+        ),
+        Preset(
+            name="suppressions",
+            title="customers who must not be contacted, one per record, with reason and last day where there is one",
+            dataset="suppressions",
+            formats=("csv", "xlsx", "parquet"),
+            fields=(
+                Field("customer_id", "id", "customer_id"),
+                Field("reason", "text", "reason", needed=False, filled=False),
+                Field("until", "end_date", "until", needed=False, filled=False),
+            ),
+            key="customer_id",
+            key_field="customer_id",
+            repeated="customer already in an earlier file",
+            notes=(
+                "until is the last day of the suppression; empty, or a column the file does not have, means for ever.",
+                "Files add to the list: the longer suppression wins, so no file lifts one by leaving a customer or a date out.",
+                "With --replace the files are the whole list: whoever is not in them is lifted, and the report says how many.",
+            ),
+            example="do_not_contact.csv",
         ),
     )
 }

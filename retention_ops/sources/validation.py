@@ -149,6 +149,10 @@ def _date_rules(expected: str) -> Callable[[str, str, Bounds], list[Rule]]:
     return rules
 
 
+def _end_date_rules(raw: str, value: str, limits: Bounds) -> list[Rule]:
+    return [Rule("is not a date (expected YYYY-MM-DD)", f"{value} IS NULL"), Rule(f"is before {EARLIEST}", "true")]
+
+
 def _date_accept(value: str, limits: Bounds) -> str:
     return f"{value} BETWEEN DATE '{EARLIEST}' AND DATE '{limits.latest}'"
 
@@ -181,6 +185,10 @@ _KINDS: dict[Kind, _Kind] = {
     "money": _Kind("DECIMAL(28, 12)", _decimal, lambda value, limits: f"{value} BETWEEN 0 AND {limits.max_amount}", _money_rules),
     "date": _Kind(
         "DATE", lambda raw, limits: f"CASE {_iso_cases(raw, limits)} END", _date_accept, _date_rules("YYYY-MM-DD")
+    ),
+    "end_date": _Kind(  # may lie in the future
+        "DATE", lambda raw, limits: f"CASE {_iso_cases(raw, limits)} END", lambda value, limits: f"{value} >= DATE '{EARLIEST}'",
+        _end_date_rules,
     ),
     "us_date": _Kind("DATE", _us_date, _date_accept, _date_rules("YYYY-MM-DD hh:mm:ss or M/D/YYYY h:mm")),
     "compact_date": _Kind(

@@ -93,6 +93,11 @@ TABLES: dict[str, Table] = {
             _CUSTOMER, *_ATTRIBUTES,
             _c("consent", "BOOL", "May be contacted; null where not known", True),
         )),
+        Table("suppressions", "Customers who must not be contacted; outside the rebuild guarantee.", "version", ("customer_id",), (
+            _CUSTOMER,
+            _c("reason", "STRING", "Why, in the words of whoever ingested it", True),
+            _c("until", "DATE", "Last day of the suppression; null: for ever", True),
+        )),
         Table("customer_days", "A customer's shopping days.", "version", ("customer_id", "order_date"), (
             _CUSTOMER,
             _c("order_date", "DATE", "Shopping day"),
@@ -159,6 +164,17 @@ TABLES: dict[str, Table] = {
             _c("value_proxy", "FLOAT64", "30 % of total_revenue, currency units, 2 places"),
             _c("created_at", "TIMESTAMP", "When the row was computed; outside every comparison and hash"),
         ), "run_date"),
+        Table("audience_current", "The lists of the newest date that has an Action Pack, as handed over.", "whole", ("customer_id",), (
+            _c("alert_date", "DATE", "Reference date D of the lists"),
+            _c("tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),
+            _CUSTOMER,
+            _c("priority_score", "FLOAT64", "Tier base + value + urgency, at most 100, 4 decimals"),
+            _c("priority_reason", "STRING", "Why, in the customer's own numbers"),
+            _c("recommended_action", "STRING", "What to do"),
+            _c("new_since_handover", "BOOL", "Never handed over for an earlier date"),
+            _c("last_handed_over", "DATE", "Newest earlier date for which the customer was handed over", True),
+            _c("audience_sha256", "STRING", "The lists' hash, as in the pack's manifest"),
+        )),
         Table("ops_runs_log", "What was answered, passed over or failed, and why; exported from the ops database.", "whole",
               ("run_id", "alert_date", "alert_type"), (
                   _c("run_id", "STRING", "Dagster run"),

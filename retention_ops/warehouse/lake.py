@@ -23,7 +23,14 @@ from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
 from retention_ops.warehouse.connection import connect_in_memory
 from retention_ops.warehouse.dialect import file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
-from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion, current_customers, current_orders
+from retention_ops.warehouse.versions import (
+    CustomersVersion,
+    OrdersVersion,
+    SuppressionsVersion,
+    current_customers,
+    current_orders,
+    current_suppressions,
+)
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
@@ -54,6 +61,9 @@ class Lake:
 
     def customers(self) -> CustomersVersion | None:
         return current_customers(self.settings)
+
+    def suppressions(self) -> SuppressionsVersion | None:
+        return current_suppressions(self.settings)
 
     def path(self, table: str, part: date | str | None = None) -> Path:
         """The file of one partition (`part` a day), of one orders version (`part` its id) or of a whole table."""
@@ -179,7 +189,7 @@ class Lake:
             case "day":
                 return f"SELECT *, NULL::DATE AS day FROM ({no_rows(table)})"
             case "version":
-                version = self.customers() if table.name == "customers" else self.orders()
+                version = {"customers": self.customers, "suppressions": self.suppressions}.get(table.name, self.orders)()
                 path = version and self.path(table.name, version.version)
             case _:
                 path = self.path(table.name)

@@ -5,7 +5,7 @@
     lake/orders/CURRENT                                       names the version in force
 
 A version is complete and on disk before CURRENT names it, so a kill at any moment leaves the old one in force.
-Customers are kept the same way under lake/customers.
+Customers and suppressions are kept the same way under lake/customers and lake/suppressions.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class CustomersVersion(Version):
     """Customer attributes as of one ingest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SuppressionsVersion(Version):
+    """Who must not be contacted, as of one ingest. `removed` were lifted by it."""
+
+
 def current_orders(settings: Settings) -> OrdersVersion | None:
     """The orders version in force, None before the first ingest."""
     return orders_store(settings).current()
@@ -84,6 +89,11 @@ def orders_versions(settings: Settings) -> list[OrdersVersion]:
 def current_customers(settings: Settings) -> CustomersVersion | None:
     """The customers version in force, None when none were ingested."""
     return customers_store(settings).current()
+
+
+def current_suppressions(settings: Settings) -> SuppressionsVersion | None:
+    """The suppressions version in force, None when none were ingested."""
+    return suppressions_store(settings).current()
 
 
 # --- the folder of one table ----------------------------------------------------------------------------------------
@@ -240,3 +250,7 @@ def orders_store(settings: Settings) -> Store[OrdersVersion]:
 
 def customers_store(settings: Settings) -> Store[CustomersVersion]:
     return Store(settings.home / "lake" / "customers", CustomersVersion, "customers")
+
+
+def suppressions_store(settings: Settings) -> Store[SuppressionsVersion]:
+    return Store(settings.home / "lake" / "suppressions", SuppressionsVersion, "suppressions")

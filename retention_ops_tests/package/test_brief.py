@@ -333,10 +333,18 @@ def test_calm_after_flagged_days_is_not_called_recovery(form):
 @every_format
 def test_the_list_says_who_was_left_out_and_why(form):
     text = words(form, CRITICAL)
-    assert "audience_P1_2026-06-30.csv" in text and "3 more without consent" in text
+    assert "audience_P1_2026-06-30.csv" in text and "3 left out: without consent" in text
     assert "43 of the tier's 46 customers" in text and "1,412 customers" in text
-    held_out = {**CRITICAL.audiences, "P1": {**CRITICAL.audiences["P1"], "excluded": {"no consent": 1, "holdout": 2}}}
-    assert "2 more left out (holdout), 1 more without consent" in words(form, dataclasses.replace(CRITICAL, audiences=held_out))
+    excluded = {"no consent": 1, "holdout": 8, "handed over in the last 14 days": 4}
+    p1 = {**CRITICAL.audiences["P1"], "excluded": excluded}
+    text = words(form, dataclasses.replace(CRITICAL, audiences={**CRITICAL.audiences, "P1": p1}))
+    assert "13 left out: 1 without consent, 8 in the holdout, 4 handed over in the last 14 days" in text
+    assert "The holdout (8 customers of these tiers) is drawn by chance" in text
+
+
+@every_format
+def test_a_day_without_holdout_does_not_speak_of_one(form):
+    assert "holdout" not in words(form, CRITICAL)
 
 
 @every_format

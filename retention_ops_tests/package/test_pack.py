@@ -20,11 +20,12 @@ import pytest
 
 from retention_ops.detect.compute import PRIORITY_ORDER, workspace
 from retention_ops.errors import PackError
-from retention_ops.package.audiences import COLUMNS, build_audience, safe_text
+from retention_ops.package.audiences import COLUMNS, LeftOut, build_audience, safe_text
 from retention_ops.package.brief import long_day
 from retention_ops.package.pack import (
     add_files,
     alert_version,
+    audiences_of,
     brief_facts,
     build_pack,
     collect,
@@ -40,16 +41,16 @@ D = LAST_DAY
 MORNING = datetime(2024, 5, 28, 6, 0, tzinfo=UTC)
 
 
-def facts_of(lake, day=D):
+def facts_of(lake, day=D, handed_over=None):
     with workspace(lake) as space:
         space.build_range("alert_logic", day - timedelta(lake.settings.trend_days - 1), day)
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")
         space.use("customer_priority", day)
-        return collect(space, day, history, daily, space.rows("customer_priority", PRIORITY_ORDER))
+        return collect(space, day, history, daily, space.rows("customer_priority", PRIORITY_ORDER), handed_over or {})
 
 
-def build(lake, day=D, *, settings=None, clock=lambda: MORNING, run_id="run-1", links=None):
-    return build_pack(facts_of(lake, day), settings or lake.settings, run_id=run_id, links=links or {}, clock=clock)
+def build(lake, day=D, *, settings=None, clock=lambda: MORNING, run_id="run-1", links=None, handed_over=None):
+    return build_pack(facts_of(lake, day, handed_over), settings or lake.settings, run_id=run_id, links=links or {}, clock=clock)
 
 
 def test_a_pack_names_every_file_with_its_hash_and_rows(small_lake):
@@ -160,13 +161,13 @@ def test_counts_money_and_headlines_are_those_who_may_be_contacted(tmp_path):
     refusing = pd.DataFrame({"customer_id": whole["customer_id"].iloc[:2], "consent": "no"})
     lake = lake_with(shop, tmp_path / "two", min_sample=10, customers=refusing)
     facts, pack = facts_of(lake), build(lake)
-    audiences = {name: build_audience(name, D, facts.priority, facts.refused) for name in ("P1", "P2", "P3")}
+    audiences = audiences_of(D, facts.priority, facts.no_contact, {}, lake.settings)
     brief = brief_facts(facts, audiences, lake.settings, {})
     assert (brief.counts[tier], brief.totals[tier]) == (len(whole) - 2, len(whole))
     assert brief.orders_at_stake[tier] == pytest.approx(whole["avg_order_value"].iloc[2:].sum())
     assert sum(count for _, count in brief.actions[tier]) == len(whole) - 2
     assert (pack.manifest["audiences"][tier]["rows"], pack.manifest["audiences"][tier]["listed"]) == (len(whole) - 2, len(whole))
-    assert "2 more without consent" in (pack.folder / "briefing_INFO.md").read_text()
+    assert "2 left out: without consent" in (pack.folder / "briefing_INFO.md").read_text()
 
 
 @pytest.mark.parametrize("day", [D, date(2024, 4, 5), date(2024, 3, 20)])
@@ -281,7 +282,7 @@ def test_the_csv_survives_every_text_a_customer_id_can_hold():
         "total_orders": 2, "avg_order_value": 1923.5, "recommended_action": "-10 % offer", "value_proxy": 1154.1,
         "created_at": pd.Timestamp("2026-06-30T06:00:00Z"),
     } for text in nasty])
-    audience = build_audience("P1", date(2026, 6, 30), frame, refused=set())
+    audience = build_audience("P1", date(2026, 6, 30), frame, LeftOut())
     rows = list(csv.DictReader(io.StringIO(audience.csv, newline="")))
     assert [row["customer_id"] for row in rows] == [safe_text(text) for text in nasty]
     assert rows[0]["customer_id"].startswith("'=") and rows[0]["recommended_action"] == "'-10 % offer"

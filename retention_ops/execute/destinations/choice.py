@@ -1,0 +1,26 @@
+"""Which destination serves which slot, and with which channel, project or spreadsheet, as the mode has it."""
+
+from __future__ import annotations
+
+from retention_ops.settings import Settings
+
+SLOTS = ("slack", "ticket", "sheets", "webhook")
+"""in the order they are served"""
+TARGET_SETTING = {"slack": "slack_channel", "ticket": "ticket_project", "sheets": "sheets_spreadsheet"}
+
+
+def chosen(slot: str, settings: Settings, mode: str) -> str:
+    """The destination's name for a slot; in shadow everything stays local."""
+    wanted = {
+        "slack": settings.messages_to, "ticket": settings.tickets_to, "sheets": settings.lists_to,
+        "webhook": settings.webhook_to if settings.webhook_to == "local" else "webhook",
+        "mail": "mail" if settings.smtp_host and settings.mail_to else "local",
+    }[slot]
+    return wanted if mode in ("pilot", "live") else "local"
+
+
+def target_of(slot: str, settings: Settings, mode: str) -> str:
+    """Channel, project, spreadsheet or addresses, as the mode has them."""
+    if slot == "mail":
+        return settings.mail_to
+    return settings.target(TARGET_SETTING[slot], mode) if slot in TARGET_SETTING else ""

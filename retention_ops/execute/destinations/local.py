@@ -1,0 +1,52 @@
+"""The local outbox: writes what would have been sent into the Action Pack and sends nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from typing import ClassVar
+
+from retention_ops.errors import PackError
+from retention_ops.execute.destinations.choice import chosen, target_of
+from retention_ops.execute.destinations.seam import Finding, Lookup, Outgoing, Receipt, Rejected
+from retention_ops.package.pack import OUTBOX, add_files, find_pack
+from retention_ops.settings import Settings
+
+KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "resolve", "publish", "mail")
+
+
+class Local:
+    """The default for every destination, and the only one in shadow. `target` is '<date>/<name>' of the file to write."""
+
+    name = "local"
+    lookups: ClassVar = {kind: Lookup(repeatable=True) for kind in KINDS}
+
+    def __init__(self, settings: Settings, mode: str):
+        self.settings = settings
+        self.mode = mode
+
+    def send(self, action: Outgoing) -> Receipt:
+        day, _, name = action.target.partition("/")
+        file = f"{OUTBOX}/{name}.json"
+        slot = name.partition("_")[0]
+        body = {
+            "slot": slot, "kind": action.kind, "mode": self.mode, "sent": False, "in_live": chosen(slot, self.settings, "live"),
+            "in_live_target": target_of(slot, self.settings, "live"),
+            "idempotency_key": action.key, "content": dict(action.payload),
+        }
+        try:
+            pack = find_pack(self.settings, date.fromisoformat(day))
+            if pack is None:
+                raise Rejected(f"{day} has no Action Pack to write {file} into; `retention-ops run --date {day}` builds it")
+            add_files(pack, {file: (json.dumps(body, indent=1, ensure_ascii=False).encode(), 1)})
+        except PackError as error:
+            raise Rejected(str(error)) from error
+        return Receipt(external_id=f"local:{action.target}", detail={"file": file})
+
+    update = send
+
+    def find_by_key(self, action: Outgoing) -> Receipt | None:
+        return None  # never asked: writing the same file again changes nothing
+
+    def check(self) -> list[Finding]:
+        return [Finding("local outbox", True, f"writes into {self.settings.packs}/<date>/{OUTBOX}; nothing is sent")]

@@ -1,0 +1,202 @@
+"""The gate: what to do about one date, from its alert row, what was answered before, the mode and today's date. It only reads.
+
+Identity of an alert is (alert_type, scope, alert_date) within a mode; its version is a hash of the result. The same version again:
+nothing. Another one: update, escalation or retraction. What is older than the response itself is history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from retention_ops.clock import Clock
+from retention_ops.errors import PackError
+from retention_ops.execute import incidents, ledger, wording
+from retention_ops.log.database import answers
+from retention_ops.package.pack import alert_version, records
+from retention_ops.settings import Settings
+from retention_ops.warehouse.lake import Lake
+
+ALERT_TYPE = "retention_status_degradation"
+RANK = {"INFO": 0, "WARNING": 1, "CRITICAL": 2}
+ACTED = ("open", "update", "escalate")
+"""verdicts that told people about an alert"""
+PASSED = ("history", "covered")
+"""verdicts that logged a flagged date and told nobody"""
+ARMED = "armed"
+
+Verdict = Literal["open", "update", "escalate", "retract", "resolve", "history", "covered", "snoozed", "resume", "skip"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about one date, and why, as a sentence for people and the log."""
+
+    verdict: Verdict
+    reason: str
+    version: str = ""
+    severity: str = "INFO"
+    seq: int = 0
+    """number of the newest answer of this date when the decision was taken"""
+    covers: tuple[date, ...] = ()
+    """earlier flagged dates nobody was told about, which this answer stands for"""
+
+    @property
+    def acts(self) -> bool:
+        return self.verdict in (*ACTED, "retract", "resolve")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Decides for one installation at the moment its clock says."""
+
+    lake: Lake
+    engine: Engine
+    settings: Settings
+    clock: Clock
+    arms: bool = True
+    """false for a preview, which must not start the response's history"""
+
+    def alert(self, day: date) -> dict[str, Any]:
+        """The alert_logic row of D. Raises PackError where there is none."""
+        rows = records(self.lake.read("alert_logic", day)) if self.lake.exists("alert_logic", day) else []
+        rows = [row for row in rows if row["alert_type"] == ALERT_TYPE]
+        if not rows:
+            raise PackError(f"{day} has no alert_logic row; `retention-ops run --date {day}` computes it")
+        return rows[0]
+
+    def concerns(self, day: date, alert: Mapping[str, Any]) -> bool:
+        """Whether a date needs an answer at all: it is flagged, was answered before, or an incident is open that it may end."""
+        if alert["alert_flag"]:
+            return True
+        with self.engine.connect() as connection:
+            open_now = incidents.current(connection, alert["alert_type"], alert["scope"], self.settings.mode)
+            return self.last_answer(connection, alert) is not None or bool(open_now and day > open_now["last_flagged_on"])
+
+    def decide(self, day: date) -> Decision:
+        """What to do about D, from the alert row, what was answered before, the mode and today's date."""
+        alert = self.alert(day)
+        version, mode, severity = alert_version(alert), self.settings.mode, alert["severity"]
+        with self.engine.connect() as connection:
+            last = self.last_answer(connection, alert)
+            open_now = incidents.current(connection, alert["alert_type"], alert["scope"], mode)
+        seq = last["seq"] if last else 0
+
+        def decided(verdict: Verdict, reason: str, covers: tuple[date, ...] = ()) -> Decision:
+            return Decision(verdict, reason, version, severity, seq, covers)
+
+        if mode == "off":
+            return decided("skip", "the response is switched off (mode off)")
+        if last and last["version"] == version and last["verdict"] not in PASSED:
+            return decided("resume", f"already answered by run {last['run_id']}: same result")
+        if not alert["alert_flag"]:
+            return decided(*self._calm(alert, last, open_now))
+        if last is None or last["verdict"] in PASSED:
+            past = self._past(day)
+            if past:
+                return decided("history", past)
+            if mode == "pilot" and severity != "WARNING":
+                return decided("skip", "pilot answers WARNING only")
+            newer = self._newer_flagged(day)
+            if newer:
+                return decided("covered", f"the newest flagged date {newer} stands for it")
+        elif mode == "pilot" and severity != "WARNING":
+            return decided("skip", "pilot answers WARNING only")
+        covers = self._unanswered_before(day)
+        if open_now is None:
+            return decided("open", f"{severity}: {wording.reading(alert)}", covers)
+        if RANK[severity] > RANK[open_now["severity"]]:
+            return decided("escalate", f"incident {open_now['id']} rises to {severity}", covers)
+        if open_now["snoozed_until"] and open_now["snoozed_until"] > self.clock():
+            return decided("snoozed", f"incident {open_now['id']} is snoozed until {open_now['snoozed_until']:%Y-%m-%d %H:%M} UTC")
+        return decided("update", f"incident {open_now['id']} goes on", covers)
+
+    def last_answer(self, connection: Connection, alert: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The newest answer of an alert in this mode, or None."""
+        query = (
+            sa.select(answers).filter_by(
+                alert_type=alert["alert_type"], scope=alert["scope"], alert_date=date.fromisoformat(alert["alert_date"]),
+                mode=self.settings.mode,
+            ).order_by(answers.c.seq.desc()).limit(1)
+        )
+        row = connection.execute(query).mappings().first()
+        return dict(row) if row else None
+
+    def _calm(self, alert: Mapping[str, Any], last: Mapping[str, Any] | None, open_now: Mapping[str, Any] | None) -> tuple[Verdict, str]:
+        """A date without an alert: nothing, a retraction, or the end of an incident."""
+        day = date.fromisoformat(alert["alert_date"])
+        if last and last["verdict"] in (*ACTED, "snoozed"):
+            return "retract", f"{day} is no alert any more"
+        if open_now and day > open_now["last_flagged_on"]:
+            history = records(self.lake.read_range("alert_logic", open_now["last_flagged_on"], day))
+            over = incidents.calm_since(dict(open_now), history)
+            if over:
+                return "resolve", f"incident {open_now['id']}: {incidents.CALM_DAYS} calm days, the last on {over}"
+        held = f" (held back by {alert['gate']})" if alert["gate"] else ""
+        return "skip", f"no alert: severity {alert['severity']}{held}"
+
+    def today(self) -> date:
+        return self.clock().astimezone(ZoneInfo(self.settings.shop_timezone)).date()
+
+    def horizon(self) -> date:
+        """The oldest date that is still answered in pilot and live; arms the response when it is asked for the first time."""
+        today = self.today()
+        # the morning on which the response is armed belongs to yesterday's orders
+        start = (today - timedelta(days=1)).isoformat()
+        why = f"mode is {self.settings.mode} for the first time; flagged dates before this one are history"
+        if self.arms:
+            ledger.set_state(self.engine, ARMED, start, "retention-ops", why, self.clock(), once=True)
+        armed = ledger.read_state(self.engine, ARMED)
+        start = armed["value"] if armed else start
+        return max(date.fromisoformat(start), today - timedelta(days=self.settings.max_alert_age_days))
+
+    def _past(self, day: date) -> str:
+        """Why D is history, or nothing."""
+        if self.settings.mode == "shadow":
+            complete = self.lake.orders().complete_through
+            return "" if day >= complete else f"history: orders are complete through {complete}, only that day is rehearsed in shadow"
+        horizon = self.horizon()
+        if day >= horizon:
+            return ""
+        oldest = self.today() - timedelta(days=self.settings.max_alert_age_days)
+        why = f"older than {self.settings.max_alert_age_days} days (max_alert_age_days)" if day < oldest else \
+            f"before the response was armed on {horizon + timedelta(days=1)}"
+        return f"history: {why}"
+
+    def flagged_in_reach(self) -> list[date]:
+        """Flagged dates that pilot and live still answer."""
+        return self._flagged(self.horizon(), self.today())
+
+    def _flagged(self, first: date, last: date) -> list[date]:
+        if first > last:
+            return []
+        rows = self.lake.read_range("alert_logic", first, last)
+        return sorted(rows.loc[rows["alert_flag"], "alert_date"].dt.date)
+
+    def _newer_flagged(self, day: date) -> date | None:
+        """The newest flagged date after D; a pilot, which answers WARNING only, looks for no other."""
+        rows = self.lake.read_range("alert_logic", day + timedelta(days=1), max(self.today(), day))
+        rows = rows[rows["alert_flag"]]
+        if self.settings.mode == "pilot":
+            rows = rows[rows["severity"] == "WARNING"]
+        return max(rows["alert_date"].dt.date, default=None)
+
+    def _unanswered_before(self, day: date) -> tuple[date, ...]:
+        """Flagged dates before D that still count and that nobody was told about."""
+        if self.settings.mode == "shadow":
+            return ()
+        flagged = self._flagged(self.horizon(), day - timedelta(days=1))
+        if not flagged:
+            return ()
+        with self.engine.connect() as connection:
+            known = set(connection.execute(
+                sa.select(answers.c.alert_date).where(answers.c.mode == self.settings.mode, answers.c.verdict != "history")
+            ).scalars())
+        return tuple(found for found in flagged if found not in known)
+

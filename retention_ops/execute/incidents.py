@@ -1,0 +1,195 @@
+"""Incidents: consecutive flagged days are one story with an owner, a deadline to acknowledge, and an end that somebody judges.
+
+    open ──3 calm days──> resolved      open ──no flagged date left──> retracted      any ──a person's verdict──> closed
+
+Nothing is sent here. Times are UTC; acknowledging is counted in the shop's business hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from retention_ops.errors import LedgerError
+from retention_ops.execute.ledger import note
+from retention_ops.log.database import actions, answers, incidents, ops_events
+from retention_ops.settings import Settings
+
+CALM_DAYS = 3
+VERDICTS = ("real", "expected", "data", "false")
+"""real: customers did slip away; expected: known cause (season, campaign); data: orders were wrong; false: nothing happened"""
+WORKDAYS = {"mon-fri": 5, "mon-sat": 6, "mon-sun": 7}
+
+Row = dict[str, Any]
+
+
+def business_deadline(start: datetime, hours: float, settings: Settings) -> datetime:
+    """`start` plus `hours` of the shop's business time, in UTC."""
+    zone = ZoneInfo(settings.shop_timezone)
+    opens, closes = (time.fromisoformat(text) for text in settings.business_hours.split("-"))
+    left, moment = timedelta(hours=hours), start.astimezone(zone)
+    overnight = closes <= opens
+    while True:
+        # the shift that may still be running began yesterday when it passes midnight
+        for day in (moment.date() - timedelta(days=1), moment.date()) if overnight else (moment.date(),):
+            if day.weekday() >= WORKDAYS[settings.business_days]:
+                continue
+            first = datetime.combine(day, opens, zone)
+            last = datetime.combine(day + timedelta(days=overnight), closes, zone)
+            begin = max(first, moment)
+            if begin >= last:
+                continue
+            # subtracting in UTC: a day with a clock change is as long as it is
+            room = last.astimezone(ZoneInfo("UTC")) - begin.astimezone(ZoneInfo("UTC"))
+            if left <= room:
+                return begin.astimezone(ZoneInfo("UTC")) + left
+            left, moment = left - room, last
+        moment = datetime.combine(moment.date() + timedelta(days=1), opens if not overnight else time(0), zone)
+
+
+def open_incident(connection: Connection, alert: Mapping[str, Any], mode: str, settings: Settings, now: datetime, actor: str) -> Row:
+    """A new incident whose baseline is frozen at that of the alert that opened it."""
+    day = date.fromisoformat(alert["alert_date"])
+    values = {
+        "alert_type": alert["alert_type"], "scope": alert["scope"], "mode": mode, "state": "open", "severity": alert["severity"],
+        "opened_on": day, "last_flagged_on": day, "frozen_baseline": alert["baseline_value"],
+        "frozen_warning_pct": alert["threshold_warning"], "owner": settings.owner, "backup_owner": settings.backup_owner,
+        "ack_by": business_deadline(now, ack_hours(alert["severity"], settings), settings), "created_at": now, "updated_at": now,
+    }
+    number = connection.execute(incidents.insert().values(values)).inserted_primary_key[0]
+    note(connection, now, "incident opened", actor, f"{alert['severity']} on {day}", incident_id=number)
+    return get(connection, number)
+
+
+def ack_hours(severity: str, settings: Settings) -> int:
+    return settings.ack_hours_critical if severity == "CRITICAL" else settings.ack_hours_warning
+
+
+def get(connection: Connection, number: int) -> Row:
+    row = connection.execute(sa.select(incidents).where(incidents.c.id == number)).mappings().first()
+    if row is None:
+        raise LedgerError(f"there is no incident {number}; `retention-ops incidents list` shows them")
+    return dict(row)
+
+
+def current(connection: Connection, alert_type: str, scope: str, mode: str) -> Row | None:
+    """The open incident of a rule, or None."""
+    query = sa.select(incidents).filter_by(alert_type=alert_type, scope=scope, mode=mode, state="open")
+    row = connection.execute(query).mappings().first()
+    return dict(row) if row else None
+
+
+def change(connection: Connection, number: int, now: datetime, actor: str, event: str, detail: str = "", **values: Any) -> Row:
+    connection.execute(incidents.update().where(incidents.c.id == number).values(**values, updated_at=now))
+    note(connection, now, event, actor, detail, incident_id=number)
+    return get(connection, number)
+
+
+def calm_since(incident: Row, alerts: Sequence[Mapping[str, Any]]) -> date | None:
+    """The day the incident is over by the rule: the third calm day in a row after its last flagged one, or None.
+
+    `alerts` are alert_logic rows, oldest first. A calm day is ungated and below the frozen baseline's warning line; one above it
+    starts the count again; gated and missing days are neither.
+    """
+    line = incident["frozen_baseline"] * (1 + incident["frozen_warning_pct"] / 100)
+    calm = 0
+    for alert in alerts:
+        if date.fromisoformat(alert["alert_date"]) <= incident["last_flagged_on"] or alert["gate"] or alert["current_value"] is None:
+            continue
+        calm = calm + 1 if round(alert["current_value"], 9) < round(line, 9) and not alert["alert_flag"] else 0
+        if calm == CALM_DAYS:
+            return date.fromisoformat(alert["alert_date"])
+    return None
+
+
+# -- what people do ------------------------------------------------------------------------------------------------------
+
+
+def find(engine: Engine, **where: Any) -> list[Row]:
+    """Incidents by exact column values, newest first."""
+    with engine.connect() as connection:
+        query = sa.select(incidents).filter_by(**where).order_by(incidents.c.id.desc())
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def acknowledge(engine: Engine, number: int, who: str, now: datetime) -> Row:
+    """Somebody has it. A second acknowledgement changes nothing."""
+    with engine.begin() as connection:
+        row = _open(connection, number, who)
+        if row["acked_at"]:
+            return row
+        return change(connection, number, now, who, "acknowledged", acked_at=now, acked_by=who)
+
+
+def snooze(engine: Engine, number: int, until: datetime, who: str, why: str, now: datetime) -> Row:
+    """Quiet until then: updates are recorded, not sent; an escalation still is."""
+    if until <= now:
+        raise LedgerError(f"a snooze ends in the future, {until:%Y-%m-%d %H:%M} UTC has passed")
+    with engine.begin() as connection:
+        _open(connection, number, who)
+        return change(connection, number, now, who, "snoozed", f"until {until:%Y-%m-%d %H:%M} UTC: {why}", snoozed_until=until)
+
+
+def close(engine: Engine, number: int, verdict: str, who: str, why: str, now: datetime) -> Row:
+    """A person's judgement; open incidents end with it, ended ones get it afterwards."""
+    if verdict not in VERDICTS:
+        raise LedgerError(f"the verdict is one of {', '.join(VERDICTS)}, not {verdict!r}")
+    if not who.strip():
+        raise LedgerError("say who decides (--by)")
+    with engine.begin() as connection:
+        row = get(connection, number)
+        if row["verdict"]:
+            raise LedgerError(f"incident {number} was judged {row['verdict']} by {row['closed_by']} already")
+        return change(connection, number, now, who, "closed", f"{verdict}: {why}", state="closed", verdict=verdict, closed_at=now,
+                      closed_by=who)
+
+
+def _open(connection: Connection, number: int, who: str) -> Row:
+    if not who.strip():
+        raise LedgerError("say who you are (--by)")
+    row = get(connection, number)
+    if row["state"] != "open":
+        raise LedgerError(f"incident {number} is {row['state']}, not open")
+    return row
+
+
+def overdue(engine: Engine, mode: str, now: datetime) -> list[Row]:
+    """Open incidents nobody acknowledged in time and nobody was told about a second time."""
+    query = sa.select(incidents).where(
+        incidents.c.state == "open", incidents.c.mode == mode, incidents.c.acked_at.is_(None), incidents.c.escalated_at.is_(None),
+        incidents.c.ack_by <= now,
+    )
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def precision(engine: Engine) -> dict[str, Any]:
+    """How often the alarm was right: {'judged', 'right', 'share', <verdict>: n}; real and expected count as right alarms.
+
+    An expected rise did happen in the numbers; only `data` and `false` say that the alarm should not have come. Rehearsals
+    do not count.
+    """
+    query = (
+        sa.select(incidents.c.verdict, sa.func.count()).where(incidents.c.verdict.is_not(None), incidents.c.mode.in_(("pilot", "live")))
+        .group_by(incidents.c.verdict)
+    )
+    with engine.connect() as connection:
+        counts = {verdict: 0 for verdict in VERDICTS} | dict(connection.execute(query).tuples().all())
+    judged, right = sum(counts.values()), counts["real"] + counts["expected"]
+    return {"judged": judged, "right": right, "share": right / judged if judged else None, **counts}
+
+
+def story(engine: Engine, number: int) -> dict[str, Any]:
+    """Everything about one incident, oldest first: {'incident', 'answers', 'actions', 'events'}."""
+    with engine.connect() as connection:
+        found = {"incident": get(connection, number)}
+        for name, table, order in (("answers", answers, answers.c.id), ("actions", actions, actions.c.position),
+                                   ("events", ops_events, ops_events.c.id)):
+            query = sa.select(table).where(table.c.incident_id == number).order_by(order)
+            found[name] = [dict(row) for row in connection.execute(query).mappings()]
+    return found

@@ -1,0 +1,113 @@
+"""What starts the incident response by itself: one sensor reads every alert, another finishes what was left open.
+
+Both only ask for runs. What is sent is decided by the ledger, so a tick, a run or a daemon may die and come again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import date, timedelta
+
+import dagster as dg
+
+from retention_ops.errors import PackError
+from retention_ops.execute import incidents, ledger
+from retention_ops.execute.gate import ALERT_TYPE, Decision
+from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job
+from retention_ops.execute.respond import Responder
+from retention_ops.log import runs
+from retention_ops.orchestration import Loop, open_responder
+
+BATCH = 100
+TICK_SECONDS = 30.0
+"""a tick may take 60 s before Dagster gives it up"""
+GRACE_SECONDS = 60
+"""a running response is left alone that long before another run steps in"""
+MAX_TRIES = 6
+HISTORY = "retention_ops/history"
+
+
+def identity(decision: Decision, day: date, mode: str) -> str:
+    """Names one answer for Dagster's run keys: the alert, the mode, the result and how often it changed."""
+    return f"{ALERT_TYPE}:global:{day}:{mode}:{decision.version[:16]}:{decision.seq + 1}"
+
+
+def requests_for(responder: Responder, days: set[date], storage_id: int) -> Iterator[dg.RunRequest]:
+    """One run for each date to act on, oldest first, and one digest run for everything that is history."""
+    passed_over: dict[date, Decision] = {}
+    for day in sorted(days):
+        try:
+            decision = responder.gate(day)
+        except PackError:  # the event says it was computed, the row is gone: a run that says so, visibly
+            yield _request([day], f"missing:{day}:{storage_id}")
+            continue
+        if decision.verdict in ("history", "covered"):
+            passed_over[day] = decision
+        elif decision.acts or decision.verdict == "snoozed":
+            yield _request([day], identity(decision, day, responder.settings.mode))
+    if passed_over:
+        mode = responder.settings.mode
+        key = ledger.digest([identity(decision, day, mode) for day, decision in passed_over.items()])
+        yield _request(list(passed_over), f"history:{key[:32]}", history=True)
+
+
+def _request(days: list[date], key: str, history: bool = False) -> dg.RunRequest:
+    config = dg.RunConfig({"gate": {"config": {"alert_dates": [day.isoformat() for day in days]}}})
+    tags = {"dagster/priority": "-1" if history else "10", HISTORY: str(history).lower()}
+    return dg.RunRequest(run_key=key, run_config=config, tags=tags, job_name=RESPONSE_JOB)
+
+
+@dg.sensor(
+    job=incident_response_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Reads every alert_logic materialization in the order it was stored and answers flagged dates.",
+)
+def alert_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loop]) -> dg.SensorResult:
+    cursor, end, days = int(context.cursor or 0), time.monotonic() + TICK_SECONDS, set()
+    while time.monotonic() < end:
+        found = context.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey("alert_logic"), after_storage_id=cursor), limit=BATCH, ascending=True,
+        ).records
+        days |= {date.fromisoformat(record.partition_key) for record in found if record.partition_key}
+        cursor = found[-1].storage_id if found else cursor
+        if len(found) < BATCH:
+            break
+    with open_responder(loop, "alert_sensor") as responder:
+        return dg.SensorResult(run_requests=list(requests_for(responder, days, cursor)), cursor=str(cursor))
+
+
+@dg.sensor(
+    jobs=[follow_up_job, incident_response_job], minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Unknown and waiting actions, missed acknowledgements, and flagged dates whose answer failed or never came.",
+)
+def follow_up_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loop]) -> dg.SensorResult:
+    with open_responder(loop, "follow_up_sensor") as responder:
+        return dg.SensorResult(run_requests=[*_due(responder), *_unanswered(responder)])
+
+
+def _due(responder: Responder) -> Iterator[dg.RunRequest]:
+    """A follow-up run where something is due; asked for again every five minutes while it stays so."""
+    now, mode = responder.clock(), responder.settings.mode
+    waiting = [
+        [row["key"], row["attempts"], row["looked_up"]] for row in ledger.due(responder.engine, now, GRACE_SECONDS) if row["mode"] == mode
+    ]
+    late = [incident["id"] for incident in incidents.overdue(responder.engine, mode, now)] if mode in ("pilot", "live") else []
+    if waiting or late:
+        key = f"{ledger.digest([waiting, late])[:32]}:{int(now.timestamp() // 300)}"
+        yield dg.RunRequest(run_key=f"due:{key}", job_name=FOLLOW_UP_JOB, tags={"dagster/priority": "10"})
+
+
+def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
+    """Flagged dates that should have an answer by now: a failed response is tried again, later each time, at most six times."""
+    if responder.settings.mode not in ("pilot", "live"):
+        return
+    now = responder.clock()
+    for day in responder.gatekeeper.flagged_in_reach():
+        decision = responder.gate(day)
+        if not decision.acts:
+            continue
+        log = [row for row in runs.rows(responder.engine, first=day, last=day) if row["mode"] == responder.settings.mode]
+        tries = sum(row["status"] == "failed" for row in log)
+        if tries >= MAX_TRIES or not log or now < log[-1]["run_timestamp"] + timedelta(minutes=2**tries):
+            continue
+        yield _request([day], f"{identity(decision, day, responder.settings.mode)}:again:{tries}")
