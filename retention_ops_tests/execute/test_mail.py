@@ -123,7 +123,8 @@ def test_all_refused_tries_later_when_one_may_be_accepted_later(server):
     {"target": "ops@shop.example\r\nBcc: all@shop.example"}, {"target": "ops@shop.example\n"}, {"target": "Ops <ops@shop.example>"},
     {"target": "ops@shop.example> SIZE=1"}, {"target": " , "}, {"target": "öps@shop.example"},
     {"payload": {**MAIL.payload, "subject": "hello\r\nBcc: all@shop.example"}}, {"payload": {**MAIL.payload, "subject": "a\nb"}},
-    {"payload": {**MAIL.payload, "subject": " "}}, {"payload": {**MAIL.payload, "subject": "a\x00\u202eb"}}, {"payload": {"text": "t"}}, {"payload": {"subject": "s"}},
+    {"payload": {**MAIL.payload, "subject": " "}}, {"payload": {**MAIL.payload, "subject": "a\x00\u202eb"}},
+    {"payload": {"text": "t"}}, {"payload": {"subject": "s"}},
     {"key": "k\r\nBcc: all@shop.example"}, {"files": {"a\r\nb.png": b""}}, {"files": {"../a>.png": b""}}, {"kind": "post"},
 ])
 def test_what_would_inject_a_header_or_is_no_mail_is_refused_before_connecting(server, change):

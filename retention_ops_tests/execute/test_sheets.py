@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -23,7 +25,7 @@ TABLES = {
     P1: Table(("customer_id", "revenue", "action"), [("c-1", 1200.5, "=1+1"), ("c-2", -3, "Zoë's call")]),
     P2: Table(("customer_id", "revenue", "action"), [("c-3", 40, "+49 30")]),
 }
-PUBLISH = Outgoing(KEY, "publish", "book", {}, tables=TABLES)
+PUBLISH = Outgoing(KEY, "publish", "book", {"worksheets": [{"title": P1}, {"title": P2}]}, tables=TABLES)
 STEPS = ("read", "staging", "values", "final")
 
 
@@ -94,7 +96,8 @@ def test_a_publish_puts_every_list_in_place_and_says_where(server, sheets):
     assert receipt.url == f"https://docs.google.com/spreadsheets/d/book/edit#gid={gids[0]}"
     assert receipt.detail["rows"] == 3 and list(receipt.detail["links"]) == [P1, P2]
     assert sheets.find_by_key(PUBLISH) == receipt
-    assert sheets.find_by_key(replace(PUBLISH, tables={})).external_id == receipt.external_id
+    assert sheets.find_by_key(replace(PUBLISH, tables={})) == receipt
+    assert sheets.find_by_key(replace(PUBLISH, tables={}, payload={})) == receipt
     assert sheets.find_by_key(replace(PUBLISH, key=OTHER_KEY)) is None
 
 
@@ -265,9 +268,24 @@ def test_a_look_up_that_fails_is_asked_again_later(server, sheets):
 def test_one_list_missing_counts_as_not_found(server, sheets):
     sheets.send(PUBLISH)
     server.sheets["book"].remove(server.sheet(P2))
-    assert sheets.find_by_key(PUBLISH) is None
+    for action in (PUBLISH, replace(PUBLISH, tables={})):
+        assert sheets.find_by_key(action) is None
     sheets.send(PUBLISH)
     assert_published(server)
+
+
+def test_two_workers_publishing_at_once_leave_one_whole_list_each(server):
+    """The slower one finds its staging worksheets gone, or replaces a whole list by the same."""
+    big = replace(PUBLISH, tables={title: Table(("customer_id", "note"), [(f"c-{n}", "x" * 900) for n in range(2500)]) for title in TABLES})
+
+    def publish(_):
+        with suppress(Rejected):
+            settings = load_settings(sheets_spreadsheet="book", sheets_api_url=server.url)
+            Sheets.connect(settings, Secrets(google_credentials=server.credentials()), "live").send(big)
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(publish, range(4)))
+    assert_published(server, big.tables)
 
 
 def test_a_server_that_is_down_was_not_written_to(server):

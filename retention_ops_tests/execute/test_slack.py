@@ -439,6 +439,14 @@ def test_a_channel_too_busy_to_read_to_its_end_is_left_to_a_human(slack, server)
     assert server.calls("conversations.history") == 20
 
 
+def test_a_page_that_ends_early_without_saying_where_to_go_on_tells_nothing(slack, server, monkeypatch):
+    server.post_as(MEMBER, "Good morning")
+    page = {"ok": True, "messages": [], "has_more": True, "response_metadata": {"next_cursor": ""}}
+    monkeypatch.setattr(server, "handle", lambda request: Reply(200, page))
+    with pytest.raises(CannotTell):
+        slack.find_by_key(action())
+
+
 @pytest.mark.parametrize(("first_attempt", "found"), [
     (timedelta(seconds=100), True),  # our clock is fast
     (timedelta(days=-3), True),  # the attempt that posted was a later one
@@ -532,8 +540,8 @@ def test_a_missing_token_is_named(tmp_path):
         Slack.connect(settings_for(tmp_path, slack_channel=CHANNEL), Secrets(), "live")
 
 
-def test_the_address_may_lack_its_last_slash(server, tmp_path):
-    connect(server, tmp_path, slack_api_url=server.api_url.rstrip("/")).send(action())
+def test_the_address_may_lack_its_slash_and_the_token_end_in_a_line_break(server, tmp_path):
+    connect(server, tmp_path, token=f"{TOKEN}\n", slack_api_url=server.api_url.rstrip("/")).send(action())
     assert len(server.messages) == 1
 
 

@@ -7,6 +7,7 @@ a ticket with plain text is better than none.
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import Any
 
 Node = dict[str, Any]
@@ -26,11 +27,11 @@ def document(markdown: str, closing: str = "", limit: int = LIMIT) -> Node:
     if _size(blocks + last) <= limit:
         return _doc((blocks + last) or [_paragraph([])])
     last = [_paragraph([_text("… cut here; the full text is in the pack.", ["em"])]), *last]
-    if not blocks or _size([blocks[0], *last]) > limit:
-        blocks = _code_block(markdown[: max((limit - _size(last)) // 8, 1)])  # \uXXXX is 6 characters of JSON
-    while _size(blocks + last) > limit and blocks:
-        blocks = blocks[:-1]
-    return _doc(blocks + last)
+    room = limit - _size(last)
+    kept = _first(blocks, room)
+    if not kept and blocks:
+        kept = _first(_code_block(markdown[: room // 12 - 10]), room)  # one character may be twelve of JSON: \ud83d\ude00
+    return _doc(kept + last)
 
 
 def plain(node: Node) -> str:
@@ -169,6 +170,12 @@ def _code_block(text: str, language: str = "") -> list[Node]:
 
 def _doc(blocks: list[Node]) -> Node:
     return {"type": "doc", "version": 1, "content": blocks}
+
+
+def _first(blocks: list[Node], room: int) -> list[Node]:
+    """As many whole blocks from the start as fit into `room` characters of JSON."""
+    sizes = accumulate(len(json.dumps(block)) + 2 for block in blocks)
+    return [block for block, size in zip(blocks, sizes, strict=True) if size <= room]
 
 
 def _size(blocks: list[Node]) -> int:

@@ -23,6 +23,7 @@ from retention_ops.execute.destinations.seam import (
     Rejected,
 )
 from retention_ops.execute.destinations.tickets import (
+    COMMENT,
     REPEATABLE,
     Examination,
     given,
@@ -33,6 +34,7 @@ from retention_ops.execute.destinations.tickets import (
     oldest,
     one_line,
     parent,
+    preparing,
     shortened,
     unknown_kind,
 )
@@ -56,7 +58,7 @@ class Asana:
         self.settings = settings
         self.project = project
         create = Lookup() if settings.ticket_external_ids else Lookup(wait_seconds=60, times=2)
-        self.lookups: Mapping[str, Lookup] = {"create": create, "comment": Lookup(), "priority": REPEATABLE, "resolve": REPEATABLE}
+        self.lookups: Mapping[str, Lookup] = {"create": create, "comment": COMMENT, "priority": REPEATABLE, "resolve": REPEATABLE}
 
     @classmethod
     def connect(cls, settings: Settings, secrets: Secrets, mode: str, timeout: tuple[float, float] = (5, 20)) -> Asana:
@@ -92,6 +94,7 @@ class Asana:
 
     def check(self) -> list[Finding]:
         look = Examination()
+        look.address("Asana address", self.http.base_url)
         if look.step("Asana login", "set RETENTION_OPS_TICKET_TOKEN", self._me) is None:
             return look.findings
         look.note("Asana login", True, "the token is accepted")
@@ -111,7 +114,8 @@ class Asana:
         notes = shortened(payload["description"], TEXT) + (f"\n\nLabels: {labels}" if labels else "")
         task: dict[str, Any] = {"projects": [action.target or self.project], "notes": marked(notes, action.key)}
         if self.settings.ticket_priority_field:
-            task |= {"name": one_line(payload["title"], NAME), "custom_fields": self._priority_value(payload["priority"])}
+            with preparing():
+                task |= {"name": one_line(payload["title"], NAME), "custom_fields": self._priority_value(payload["priority"])}
         else:
             task["name"] = self._titled(payload["title"], payload["priority"])
         if self.settings.ticket_external_ids:

@@ -16,6 +16,8 @@ def chosen(slot: str, settings: Settings, mode: str) -> str:
         "webhook": settings.webhook_to if settings.webhook_to == "local" else "webhook",
         "mail": "mail" if settings.smtp_host and settings.mail_to else "local",
     }[slot]
+    if mode == "pilot" and slot in ("webhook", "mail"):
+        return "local"  # neither has a test target: a pilot must not set a real workflow off
     return wanted if mode in ("pilot", "live") else "local"
 
 

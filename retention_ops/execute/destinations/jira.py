@@ -14,6 +14,7 @@ from retention_ops.execute.destinations import adf
 from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, Http, content
 from retention_ops.execute.destinations.seam import MARKER, CannotTell, Finding, Lookup, Outgoing, Receipt, Rejected, Throttled
 from retention_ops.execute.destinations.tickets import (
+    COMMENT,
     REPEATABLE,
     Examination,
     given,
@@ -39,7 +40,7 @@ class Jira:
     name = "jira"
     lookups: Mapping[str, Lookup] = {
         "create": Lookup(wait_seconds=300, times=2),
-        "comment": Lookup(wait_seconds=5),
+        "comment": COMMENT,
         "priority": REPEATABLE,
         "resolve": REPEATABLE,
     }
@@ -86,6 +87,7 @@ class Jira:
 
     def check(self) -> list[Finding]:
         look = Examination()
+        look.address("Jira address", self.http.base_url)
         me = look.step("Jira login", "set RETENTION_OPS_TICKET_USER and RETENTION_OPS_TICKET_TOKEN", self._myself)
         if me is None:
             return look.findings

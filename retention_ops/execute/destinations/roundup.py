@@ -15,6 +15,7 @@ from retention_ops import clock
 from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, Http, content
 from retention_ops.execute.destinations.seam import CannotTell, Conflict, Finding, Lookup, Outgoing, Receipt, Rejected, Throttled
 from retention_ops.execute.destinations.tickets import (
+    COMMENT,
     REPEATABLE,
     Examination,
     given,
@@ -24,6 +25,7 @@ from retention_ops.execute.destinations.tickets import (
     oldest,
     one_line,
     parent,
+    preparing,
     shortened,
     unknown_kind,
 )
@@ -35,7 +37,7 @@ TEXT = 100_000
 
 class Roundup:
     name = "roundup"
-    lookups: Mapping[str, Lookup] = {"create": Lookup(), "comment": Lookup(), "priority": REPEATABLE, "resolve": REPEATABLE}
+    lookups: Mapping[str, Lookup] = {"create": Lookup(), "comment": COMMENT, "priority": REPEATABLE, "resolve": REPEATABLE}
 
     def __init__(self, http: Http, settings: Settings, user: str, now: clock.Clock = clock.system_clock):
         self.http = http
@@ -78,6 +80,7 @@ class Roundup:
 
     def check(self) -> list[Finding]:
         look = Examination()
+        look.address("Roundup address", self.http.base_url)
         cure = "set RETENTION_OPS_TICKET_URL, RETENTION_OPS_TICKET_USER and RETENTION_OPS_TICKET_TOKEN"
         if look.step("Roundup login", cure, lambda: self._list("user", username=self.user)) is None:
             return look.findings
@@ -100,7 +103,9 @@ class Roundup:
 
     def _create(self, action: Outgoing) -> Receipt:
         payload = action.payload
-        if existing := self._issue_of(action.key):
+        with preparing():
+            existing = self._issue_of(action.key)
+        if existing:
             raise Conflict("roundup: already holds an issue with this key", existing)
         labels = " ".join(payload.get("labels", []))
         text = payload["description"] + (f"\n\nLabels: {labels}" if labels else "")
@@ -123,11 +128,12 @@ class Roundup:
 
     def _write(self, text: str, key: str) -> str:
         """A message that nobody sees until an issue names it."""
-        answer = self.http.request("POST", "/rest/data/msg", json={
-            "content": marked(shortened(text, TEXT), key), "messageid": _message_id(key), "author": self.user,
-            "date": self.now().astimezone(UTC).strftime("%Y-%m-%d.%H:%M:%S"),
-        })
-        return str(given(answer, self.name, "data", "id"))
+        with preparing():
+            answer = self.http.request("POST", "/rest/data/msg", json={
+                "content": marked(shortened(text, TEXT), key), "messageid": _message_id(key), "author": self.user,
+                "date": self.now().astimezone(UTC).strftime("%Y-%m-%d.%H:%M:%S"),
+            })
+            return str(given(answer, self.name, "data", "id"))
 
     def _change(self, action: Outgoing, values: dict[str, Any]) -> Receipt:
         self._patch(parent(action), values)

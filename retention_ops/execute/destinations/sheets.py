@@ -190,7 +190,10 @@ class Sheets:
         raise Rejected(f"{NAME}: a published list is replaced by another publish, never updated")
 
     def find_by_key(self, action: Outgoing) -> Receipt | None:
-        """The worksheets an earlier attempt left, if all are there under their titles (without tables: if any is)."""
+        """The worksheets an earlier attempt left, if all are there under their titles.
+
+        A look-up has no tables, so the titles come from the payload's `worksheets`; where it names none, one worksheet is enough.
+        """
         spreadsheet = action.target or self.spreadsheet
         try:
             found = self._marked(spreadsheet, action.key)
@@ -198,10 +201,11 @@ class Sheets:
         except Rejected as error:
             raise CannotTell(str(error)) from None
         published = {titles[gid]: gid for gid in found if gid in titles}
-        if not published or not set(action.tables) <= set(published):
+        titles_wanted = _titles(action) or list(published)
+        if not published or not set(titles_wanted) <= set(published):
             return None
-        order = [title for title in (action.tables or published) if title in published]
-        return _receipt(spreadsheet, {title: published[title] for title in order}, sum(found[published[title]] for title in order))
+        gids = {title: published[title] for title in titles_wanted}
+        return _receipt(spreadsheet, gids, sum(found[gid] for gid in gids.values()))
 
     def check(self) -> list[Finding]:
         """Whether the key works and the spreadsheet can be read; writes nothing."""
@@ -318,6 +322,10 @@ def _refuse_unfit(action: Outgoing) -> None:
                     f"{NAME}: row {number} of {title!r} does not fit: {len(table.columns)} cells, each a number or at most "
                     f"{CHARACTERS_PER_CELL:,} characters"
                 )
+
+
+def _titles(action: Outgoing) -> list[str]:
+    return list(action.tables) or [sheet["title"] for sheet in action.payload.get("worksheets", [])]
 
 
 def _fits(cell: Any) -> bool:

@@ -113,9 +113,7 @@ class Slack:
         channel = settings.target("slack_channel", mode).strip()
         if not channel:
             raise SettingsError(f"{variable} is not set: the id of the channel, such as C0123ABCD")
-        client = WebClient(
-            _token(secrets), base_url=_api_url(settings), timeout=timeout, retry_handlers=[], logger=_silent,  # type: ignore[arg-type]
-        )
+        client = WebClient(_token(secrets), base_url=_api_url(settings), timeout=timeout, retry_handlers=[], logger=_silent)
         return cls(client, channel, broadcast=settings.broadcast, variable=variable)
 
     def send(self, action: Outgoing) -> Receipt:
@@ -242,10 +240,10 @@ class Slack:
             yield from page.get("messages") or []
             cursor = (page.get("response_metadata") or {}).get("next_cursor")
             if not cursor:
-                if page.get("has_more"):
+                if page.get("has_more"):  # more without a way to get it is no proof of absence
                     break
                 return
-        raise CannotTell(f"slack: more was posted in {self._target(action)} since the first attempt than {MOST_PAGES} pages hold")
+        raise CannotTell(f"slack: more was posted in {self._target(action)} since the first attempt than can be read ({MOST_PAGES} pages)")
 
     def _is_ours(self, message: Mapping[str, Any]) -> bool:
         if self._author is None:

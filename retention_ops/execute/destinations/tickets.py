@@ -6,15 +6,28 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
 from retention_ops.errors import SettingsError
-from retention_ops.execute.destinations.http import content
-from retention_ops.execute.destinations.seam import Ambiguous, CannotTell, DestinationError, Finding, Lookup, Outgoing, Receipt, Rejected
+from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, content
+from retention_ops.execute.destinations.seam import (
+    Ambiguous,
+    CannotTell,
+    DestinationError,
+    Finding,
+    Lookup,
+    Outgoing,
+    Receipt,
+    Rejected,
+    Throttled,
+)
 from retention_ops.settings import Secrets, Settings
 
 REPEATABLE = Lookup(repeatable=True)
+COMMENT = Lookup(wait_seconds=5)
+"""no system here refuses a second comment, so one that was still being written when our patience ended gets time to show"""
 CUT = "\n\n… cut here; the full text is in the pack."
 
 
@@ -79,6 +92,15 @@ def looking_up() -> Iterator[None]:
         raise CannotTell(str(error)) from None
 
 
+@contextmanager
+def preparing() -> Iterator[None]:
+    """A step before the one that makes something visible: when its answer is lost, nothing has happened yet."""
+    try:
+        yield
+    except Ambiguous as error:
+        raise Throttled(f"{error}; nothing was made yet", NOT_REACHED_SECONDS) from None
+
+
 def oldest(found: Sequence[Receipt]) -> Receipt | None:
     """The first of `found` (oldest first); more than one is said in its detail."""
     if len(found) < 2:
@@ -117,6 +139,12 @@ class Examination:
         except Exception as error:  # an answer of an unexpected shape: doctor reports, it does not break
             self.note(subject, None, f"the answer was not understood ({type(error).__name__})", cure)
         return None
+
+    def address(self, subject: str, url: str) -> None:
+        """A warning when the credential would travel in the clear."""
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            self.note(subject, None, "the credential travels unencrypted", "use an https:// address in RETENTION_OPS_TICKET_URL")
 
     def names(self, subject: str, wanted: dict[str, str], there: Sequence[str]) -> None:
         """One finding per wanted name: setting -> name."""
