@@ -546,7 +546,11 @@ def ui(
     # started with & from a script, SIGINT arrives ignored, and Dagster would then ignore SIGTERM as well
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "retention_ops.definitions", "-h", host, "-p", str(port)]
+    command = [
+        sys.executable, "-m", "dagster", "dev", "-m", "retention_ops.definitions", "-h", host, "-p", str(port),
+        # by default a code server that was killed is never started again, and sensors stand still; so the daemon does it in a minute
+        "--use-legacy-code-server-behavior",
+    ]
     os.execve(sys.executable, command, environment)
 
 

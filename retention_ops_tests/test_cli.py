@@ -19,6 +19,7 @@ from retention_ops.cli import app
 from retention_ops.definitions import build_loop
 from retention_ops.detect.compute import table_for
 from retention_ops.launch import run_dates
+from retention_ops.log.database import ingestions, ops_database
 from retention_ops.status import status
 from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.shops import lake_with, small_shop
@@ -137,6 +138,24 @@ def test_a_withdrawn_consent_names_the_packs_that_still_list_the_customer(tmp_pa
     assert "Do not contact" in cli("explain", "--customer", listed, "--date", LAST_DAY, home=lake.settings.home).stdout
     assert run_dates(loop, LAST_DAY, LAST_DAY).success
     assert status(lake.settings)["packs_with_opted_out"] == []
+
+
+def test_ingested_suppressions_name_the_packs_to_build_again_and_what_was_lifted(tmp_path):
+    lake = lake_with(small_shop(), tmp_path / "home")
+    assert run_dates(build_loop(lake.settings), LAST_DAY, LAST_DAY).success
+    who = table_for(lake, "customer_priority", LAST_DAY)["customer_id"].iloc[0]
+    listed = tmp_path / "do_not_contact.csv"
+    listed.write_text(f"customer_id,reason\n{who},complaint\nsomebody,\n")
+    result = cli("ingest", listed, "--preset", "suppressions", home=lake.settings.home)
+    assert result.returncode == 0 and re.search(r"added / changed / lifted / known +2 / 0 / 0 / 0", result.stdout)
+    assert f"Stale: {LAST_DAY}" in result.stdout and f"backfill --from {LAST_DAY} --to {LAST_DAY}" in result.stdout
+    assert cli("run", "--date", LAST_DAY, home=lake.settings.home).stdout.count("left out: 1 suppressed") == 1
+    listed.write_text("customer_id\nsomebody\n")
+    report = json.loads(cli("ingest", listed, "--preset", "suppressions", "--replace", "--json", home=lake.settings.home).stdout)
+    assert (report["rows"], report["removed"], report["stale_dates"]) == (1, 1, [])
+    with ops_database(lake.settings) as engine, engine.connect() as connection:
+        known = connection.execute(ingestions.select().filter_by(dataset="suppressions").order_by(ingestions.c.version)).all()
+    assert [(row.preset, row.rows) for row in known] == [("suppressions", 2), ("suppressions", 1)]
 
 
 def test_home_must_be_a_folder(tmp_path):

@@ -93,7 +93,7 @@ class Door:
     def _step(self, key: str) -> tuple[Row, float | None]:
         """One claim and what follows from it; the row, and the seconds after which another step could help (None: no)."""
         row = ledger.find(self.engine, key=key)[0]
-        if row["state"] == PLANNED and not row["bound"] and not row["attempts"]:
+        if row["state"] == PLANNED and not row["bound"] and not row["attempts"] and not self._closed(row):
             ledger.bind(self.engine, key, self.bind(row), self.clock())
         lookup = self._lookup(row)
         worker = worker_name()
@@ -125,22 +125,25 @@ class Door:
         halted = ledger.read_state(self.engine, HALTED)
         if halted and halted["value"] == "yes":
             return f"halted by {halted['by']}: {halted['why']}"
-        mode = self.mode()
+        try:
+            mode = self.mode()
+        except Exception as error:  # the settings are being edited
+            return f"the mode cannot be read: {self._text(error)}"
         return "" if mode == row["mode"] else f"the mode is {mode} now; this was planned in {row['mode']}"
 
     def _send(self, row: Row, worker: str, lookup: Lookup) -> tuple[Row, float | None]:
         closed = self._closed(row)
         if closed:
-            return self._give_back(row, worker, PLANNED, closed, wait=ASK_AGAIN_SECONDS), None
+            return self._give_back(row, worker, PLANNED, closed, wait=ASK_AGAIN_SECONDS, tried=False), None
         try:
             destination, action = self.destination(row), self._outgoing(row)
         except ListChanged as change:
-            return self._give_back(row, worker, CANCELLED, f"not sent: {change}"), None
+            return self._give_back(row, worker, CANCELLED, f"not sent: {change}", tried=False), None
         except Exception as error:  # nothing has left: a missing setting or a missing file
-            return self._give_back(row, worker, FAILED, self._text(error)), None
+            return self._give_back(row, worker, FAILED, self._text(error), tried=False), None
         self.checkpoint("before_send", row)
         if self.clock() >= row["lease_until"]:
-            return self._give_back(row, worker, PLANNED, "preparing took longer than the lease; not sent"), 0.01
+            return self._give_back(row, worker, PLANNED, "preparing took longer than the lease; not sent", tried=False), 0.01
         try:
             receipt = destination.update(action) if lookup.repeatable and action.parent else destination.send(action)
         except Conflict as conflict:
@@ -203,9 +206,11 @@ class Door:
         return done
 
     def _give_back(
-        self, row: Row, worker: str, state: str, why: str, wait: float = 0, looked_up: int | None = None,
+        self, row: Row, worker: str, state: str, why: str, wait: float = 0, looked_up: int | None = None, tried: bool = True,
     ) -> Row:
-        released = ledger.release(self.engine, row["key"], worker, state, why, self.clock(), wait_seconds=wait, looked_up=looked_up)
+        released = ledger.release(
+            self.engine, row["key"], worker, state, why, self.clock(), wait_seconds=wait, looked_up=looked_up, tried=tried,
+        )
         return released or ledger.find(self.engine, key=row["key"])[0]
 
     def _text(self, error: Exception) -> str:

@@ -94,18 +94,20 @@ class Gate:
         if mode == "off":
             return decided("skip", "the response is switched off (mode off)")
         if last and last["version"] == version and last["verdict"] not in PASSED:
-            return decided("resume", f"already answered by run {last['run_id']}: same result")
+            return decided("resume", f"already answered by run {last['run_id']}: same result", self._stood_for(last))
         if not alert["alert_flag"]:
             return decided(*self._calm(alert, last, open_now))
+        past = self._past(day)
+        if past and last and last["verdict"] not in PASSED:
+            return decided("skip", f"{past}; what was answered then stands")
         if last is None or last["verdict"] in PASSED:
-            past = self._past(day)
             if past:
                 return decided("history", past)
             if mode == "pilot" and severity != "WARNING":
                 return decided("skip", "pilot answers WARNING only")
             newer = self._newer_flagged(day)
             if newer:
-                return decided("covered", f"the newest flagged date {newer} stands for it")
+                return decided("covered", wording.covered_by(newer))
         elif mode == "pilot" and severity != "WARNING":
             return decided("skip", "pilot answers WARNING only")
         covers = self._unanswered_before(day)
@@ -169,23 +171,23 @@ class Gate:
             f"before the response was armed on {horizon + timedelta(days=1)}"
         return f"history: {why}"
 
-    def flagged_in_reach(self) -> list[date]:
-        """Flagged dates that pilot and live still answer."""
-        return self._flagged(self.horizon(), self.today())
+    def days_in_reach(self) -> list[date]:
+        """Dates with an alert row that pilot and live still answer, flagged or not: a calm one may retract or resolve."""
+        first, last = self.horizon(), self.today()
+        return [day for day in self.lake.days("alert_logic") if first <= day <= last]
 
     def _flagged(self, first: date, last: date) -> list[date]:
         if first > last:
             return []
         rows = self.lake.read_range("alert_logic", first, last)
-        return sorted(rows.loc[rows["alert_flag"], "alert_date"].dt.date)
+        rows = rows[rows["alert_flag"]]
+        if self.settings.mode == "pilot":  # it answers no other
+            rows = rows[rows["severity"] == "WARNING"]
+        return sorted(rows["alert_date"].dt.date)
 
     def _newer_flagged(self, day: date) -> date | None:
-        """The newest flagged date after D; a pilot, which answers WARNING only, looks for no other."""
-        rows = self.lake.read_range("alert_logic", day + timedelta(days=1), max(self.today(), day))
-        rows = rows[rows["alert_flag"]]
-        if self.settings.mode == "pilot":
-            rows = rows[rows["severity"] == "WARNING"]
-        return max(rows["alert_date"].dt.date, default=None)
+        """The newest flagged date after D that this mode answers."""
+        return max(self._flagged(day + timedelta(days=1), self.today()), default=None)
 
     def _unanswered_before(self, day: date) -> tuple[date, ...]:
         """Flagged dates before D that still count and that nobody was told about."""
@@ -196,7 +198,20 @@ class Gate:
             return ()
         with self.engine.connect() as connection:
             known = set(connection.execute(
-                sa.select(answers.c.alert_date).where(answers.c.mode == self.settings.mode, answers.c.verdict != "history")
+                sa.select(answers.c.alert_date).where(
+                    answers.c.mode == self.settings.mode, answers.c.verdict != "history",
+                    # passed over, but no message has named it yet
+                    sa.or_(answers.c.verdict != "covered", answers.c.incident_id.is_not(None)),
+                )
             ).scalars())
         return tuple(found for found in flagged if found not in known)
+
+    def _stood_for(self, last: Mapping[str, Any]) -> tuple[date, ...]:
+        """The dates an answer stands for, as it was written."""
+        query = sa.select(answers.c.alert_date).where(
+            answers.c.mode == last["mode"], answers.c.verdict == "covered", answers.c.incident_id == last["incident_id"],
+            answers.c.reason == wording.covered_by(last["alert_date"]),
+        ).order_by(answers.c.alert_date)
+        with self.engine.connect() as connection:
+            return tuple(connection.execute(query).scalars()) if last["incident_id"] else ()
 

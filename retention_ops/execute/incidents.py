@@ -8,7 +8,7 @@ Nothing is sent here. Times are UTC; acknowledging is counted in the shop's busi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -29,27 +29,21 @@ Row = dict[str, Any]
 
 
 def business_deadline(start: datetime, hours: float, settings: Settings) -> datetime:
-    """`start` plus `hours` of the shop's business time, in UTC."""
+    """`start` plus `hours` of the shop's business time, in UTC. A day with a clock change is as long as it is."""
     zone = ZoneInfo(settings.shop_timezone)
     opens, closes = (time.fromisoformat(text) for text in settings.business_hours.split("-"))
-    left, moment = timedelta(hours=hours), start.astimezone(zone)
-    overnight = closes <= opens
+    left, overnight = timedelta(hours=hours), closes <= opens
+    day = start.astimezone(zone).date() - timedelta(days=1)  # yesterday's shift may still be running
     while True:
-        # the shift that may still be running began yesterday when it passes midnight
-        for day in (moment.date() - timedelta(days=1), moment.date()) if overnight else (moment.date(),):
-            if day.weekday() >= WORKDAYS[settings.business_days]:
-                continue
-            first = datetime.combine(day, opens, zone)
-            last = datetime.combine(day + timedelta(days=overnight), closes, zone)
-            begin = max(first, moment)
-            if begin >= last:
-                continue
-            # subtracting in UTC: a day with a clock change is as long as it is
-            room = last.astimezone(ZoneInfo("UTC")) - begin.astimezone(ZoneInfo("UTC"))
-            if left <= room:
-                return begin.astimezone(ZoneInfo("UTC")) + left
-            left, moment = left - room, last
-        moment = datetime.combine(moment.date() + timedelta(days=1), opens if not overnight else time(0), zone)
+        if day.weekday() < WORKDAYS[settings.business_days]:
+            # compared in UTC: two times of one zone compare by what the wall shows
+            first = max(datetime.combine(day, opens, zone).astimezone(UTC), start)
+            last = datetime.combine(day + timedelta(days=overnight), closes, zone).astimezone(UTC)
+            if first < last:
+                if left <= last - first:
+                    return first.astimezone(UTC) + left
+                left -= last - first
+        day += timedelta(days=1)
 
 
 def open_incident(connection: Connection, alert: Mapping[str, Any], mode: str, settings: Settings, now: datetime, actor: str) -> Row:

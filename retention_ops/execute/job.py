@@ -16,6 +16,8 @@ from retention_ops.execute.trail import digest_of, markdown, publish_log
 from retention_ops.orchestration import Loop, open_responder
 
 RESPONSE_JOB, FOLLOW_UP_JOB = "incident_response_job", "response_follow_up"
+LIMITED = {"dagster/max_runtime": "300"}
+"""a run whose worker and code server were killed together stays "started"; after so many seconds it counts as failed"""
 
 
 class AlertDates(dg.Config):
@@ -153,7 +155,7 @@ def _decision(plain: dict) -> Decision:
     return Decision(**{**plain, "covers": tuple(date.fromisoformat(day) for day in plain["covers"])})
 
 
-@dg.job(name=RESPONSE_JOB, executor_def=dg.in_process_executor,
+@dg.job(name=RESPONSE_JOB, executor_def=dg.in_process_executor, tags=LIMITED,
         description="Answers flagged dates: each action exactly once, or held for a person.")
 def incident_response_job() -> None:
     planned = plan(gate())
@@ -161,6 +163,7 @@ def incident_response_job() -> None:
     record(planned, [message, opened, lists, webhook(planned, after=[message, opened, lists])])
 
 
-@dg.job(name=FOLLOW_UP_JOB, executor_def=dg.in_process_executor, description="Finishes what could not be finished at once.")
+@dg.job(name=FOLLOW_UP_JOB, executor_def=dg.in_process_executor, tags=LIMITED,
+        description="Finishes what could not be finished at once.")
 def follow_up_job() -> None:
     follow_up()

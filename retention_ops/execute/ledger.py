@@ -274,8 +274,9 @@ def sent(connection: Connection, key: str, worker: str, receipt: Receipt, now: d
 
 def release(
     engine: Engine, key: str, worker: str, state: str, why: str, now: datetime, *, wait_seconds: float = 0, looked_up: int | None = None,
+    tried: bool = True,
 ) -> Row | None:
-    """Gives a claim back in `state`; None where the claim was lost meanwhile."""
+    """Gives a claim back in `state`; None where the claim was lost meanwhile. `tried` false: no call was made, so none counts."""
     with engine.begin() as connection:
         row = _held(connection, key, worker)
         if row is None:
@@ -283,6 +284,10 @@ def release(
         values: dict[str, Any] = {**_FREE, "not_before": now + timedelta(seconds=wait_seconds) if wait_seconds else None}
         if looked_up is not None:
             values["looked_up"] = looked_up
+        if not tried:
+            values |= {"attempts": row["attempts"] - 1} | ({"first_attempt_at": None} if row["attempts"] == 1 else {})
+        if state == CANCELLED:
+            _void(connection, key, why, now)
         return _move(connection, row, state, worker, now, why, **values, last_error=why)
 
 
@@ -307,12 +312,16 @@ def by_hand(
         if what == "retry" and row["state"] in (SENDING, UNKNOWN):
             raise LedgerError(f"nobody knows yet whether action {key[:12]} went out; it is looked up first, or decide with "
                               f"`retention-ops actions resolve {key[:12]} --sent ID` or `--absent`")
+        if what == "sent" and not external_id.strip():
+            raise LedgerError("say under which id it is there (--sent ID)")
         state = {"retry": PLANNED, "cancel": CANCELLED, "sent": SENT}[what]
+        if what == "retry" and _pending(connection, key):
+            state = AWAITING  # a guardrail held it; its list still waits for approval
         values: dict[str, Any] = {**_FREE, "not_before": None}
         if what == "sent":
             values |= {"external_id": external_id, "last_error": None}
-        if what == "cancel":
-            _void(connection, key, "cancelled", now)
+        if what != "retry":
+            _void(connection, key, f"by hand ({what})", now)
         return _move(connection, row, state, who, now, f"by hand ({what}): {why}", **values)
 
 
@@ -356,8 +365,15 @@ def decide_approval(engine: Engine, key: str, approve: bool, audience_sha256: st
             state="approved" if approve else "refused", decided_at=now, decided_by=who, why=why,
         ))
         action = get(connection, key)
+        if action["state"] not in (AWAITING, NEEDS_HUMAN):
+            raise LedgerError(f"action {key[:12]} is {action['state']} already")
         return _move(connection, action, PLANNED if approve else CANCELLED, who, now,
                      f"{'approved' if approve else 'refused'} {row['customers']} customers, audience {row['audience_sha256'][:12]}: {why}")
+
+
+def _pending(connection: Connection, key: str) -> bool:
+    query = sa.select(approvals.c.id).where(approvals.c.action_key == key, approvals.c.state == "pending")
+    return connection.execute(query).first() is not None
 
 
 def _void(connection: Connection, key: str, why: str, now: datetime) -> None:

@@ -118,9 +118,17 @@ class Planner:
         incident = self._advance(connection, decision, alert, incident, now)
         if not decision.acts:
             return []
+        self._withdraw_lists(connection, day, now)
         intents = self._intents(connection, decision, alert, incident, pack, answer_id, hold)
         ledger.plan(connection, intents, now, self.run_id, {"*": self.settings.max_messages_per_day})
         return intents
+
+    def _withdraw_lists(self, connection: Connection, day: date, now: datetime) -> None:
+        """Lists of an earlier answer of D that have not left never will: this answer brings its own, or says that D is no alert."""
+        table = ledger.actions
+        query = sa.select(table.c.key).where(table.c.alert_date == day, table.c.mode == self.settings.mode, table.c.slot == "sheets")
+        for key in connection.execute(query).scalars().all():
+            ledger.supersede(connection, key, f"{day} was answered anew", now, self.run_id)
 
     def _too_many_incidents(self, connection: Connection, now: datetime) -> str:
         if self.settings.mode == "shadow":
@@ -148,9 +156,14 @@ class Planner:
         self, connection: Connection, covered: date, by: date, incident_id: int, now: datetime
     ) -> None:
         row = self.gate.alert(covered)
-        if self.gate.last_answer(connection, row):
+        last = self.gate.last_answer(connection, row)
+        if last and last["verdict"] == "covered" and last["incident_id"] is None:  # passed over by itself: now it has its message
+            connection.execute(
+                answers.update().where(answers.c.id == last["id"]).values(incident_id=incident_id, reason=wording.covered_by(by))
+            )
+        if last:
             return
-        decision = Decision("covered", f"the newest flagged date {by} stands for it", alert_version(row), row["severity"])
+        decision = Decision("covered", wording.covered_by(by), alert_version(row), row["severity"])
         self._insert_answer(connection, row, decision, incident_id, None, now)
 
     def _advance(

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 _PATTERNS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"xox[abposr]-[\w-]+",
+        r"xox[a-z][-.][\w.-]+|xapp-[\w-]+",
         r"whsec_[\w+/=-]+",
         r"(?<=bearer )[\w.~+/=-]{8,}",
         r"(?<=basic )[A-Za-z0-9+/=]{8,}",
         r"ya29\.[\w-]+",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)",
         r"https?://hooks\.(slack|zapier)\.com/\S+",
         r"https?://hook\.[\w.-]*make\.com/\S+",
         r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",

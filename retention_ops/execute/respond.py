@@ -121,6 +121,8 @@ class Responder:
         if row["state"] not in ledger.OPEN_STATES:
             return row
         done = self.door.deliver(row["key"], self.patience)
+        if done["state"] == ledger.SENT:
+            self._handover_file(done).unlink(missing_ok=True)  # recorded as exposures
         if row["slot"] == "sheets" and done["state"] == ledger.CANCELLED:
             self._plan_lists_again(done)
             for again in self.actions(done["alert_date"], "sheets"):
@@ -174,7 +176,9 @@ class Responder:
                         "html": re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", f"cid:{CHART_FILE}", html) if alert["alert_flag"] else "",
                     },
                 )
-                keys += ledger.plan(connection, [intent], self.clock(), self.run_id, {"*": self.settings.max_messages_per_day})
+                if ledger.get(connection, intent.key) is None:  # a pack built again words it differently; the first mail stands
+                    ledger.plan(connection, [intent], self.clock(), self.run_id, {"*": self.settings.max_messages_per_day})
+                keys.append(intent.key)
         return [self.door.deliver(key, self.patience) for key in keys]
 
     def link(self, day: date) -> None:
@@ -264,7 +268,8 @@ class Responder:
         alert = self._alert_or_blank(day)
         rows = self.actions(day)
         for covered in decision.covers if decision else ():
-            self._append(self._alert_or_blank(covered), "skipped", f"the newest flagged date {day} stands for it", [], started)
+            if decision.acts or not self._logged(covered):
+                self._append(self._alert_or_blank(covered), "skipped", wording.covered_by(day), [], started)
         verdict = decision.verdict if decision else "skip"
         acted = [row for row in rows if decision is None or decision.acts or verdict == "resume"]
         troubles = [_trouble(row) for row in acted if row["state"] not in (ledger.SENT, ledger.CANCELLED, ledger.AWAITING)]
@@ -275,6 +280,9 @@ class Responder:
             return self._append(alert, "success", "; ".join(waits + troubles) or None, acted, started)
         reason = decision.reason if decision else "followed up"
         return self._append(alert, "success" if decision is None else "skipped", "; ".join([reason, *waits]), acted, started)
+
+    def _logged(self, day: date) -> bool:
+        return any(row["mode"] == self.settings.mode for row in runs.rows(self.engine, first=day, last=day))
 
     def _alert_or_blank(self, day: date) -> dict[str, Any]:
         """The alert row, or the least the log needs where it is missing."""
@@ -336,7 +344,8 @@ class Responder:
         for day in touched:
             problem = ""
             try:
-                self.deliver(day, "webhook")
+                for slot in SLOTS:  # what waited for an action that went out just now
+                    self.deliver(day, slot)
                 self.link(day)
             except Exception as error:
                 problem = self.text(error)

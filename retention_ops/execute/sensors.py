@@ -5,9 +5,10 @@ Both only ask for runs. What is sent is decided by the ledger, so a tick, a run 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
@@ -20,11 +21,15 @@ from retention_ops.log import runs
 from retention_ops.orchestration import Loop, open_responder
 
 BATCH = 100
+MAX_DATES = 400
+"""dates decided in one tick; the next tick goes on where this one stopped"""
 TICK_SECONDS = 30.0
 """a tick may take 60 s before Dagster gives it up"""
 GRACE_SECONDS = 60
 """a running response is left alone that long before another run steps in"""
 MAX_TRIES = 6
+FIRST_ANSWER = timedelta(minutes=10)
+"""how long after it was computed a date may be without any answer"""
 HISTORY = "retention_ops/history"
 
 
@@ -64,7 +69,7 @@ def _request(days: list[date], key: str, history: bool = False) -> dg.RunRequest
 )
 def alert_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loop]) -> dg.SensorResult:
     cursor, end, days = int(context.cursor or 0), time.monotonic() + TICK_SECONDS, set()
-    while time.monotonic() < end:
+    while time.monotonic() < end and len(days) < MAX_DATES:
         found = context.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey("alert_logic"), after_storage_id=cursor), limit=BATCH, ascending=True,
         ).records
@@ -98,16 +103,23 @@ def _due(responder: Responder) -> Iterator[dg.RunRequest]:
 
 
 def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
-    """Flagged dates that should have an answer by now: a failed response is tried again, later each time, at most six times."""
+    """Dates that should have an answer by now: a response that failed or died is tried again, later each time, at most six times."""
     if responder.settings.mode not in ("pilot", "live"):
         return
-    now = responder.clock()
-    for day in responder.gatekeeper.flagged_in_reach():
+    for day in responder.gatekeeper.days_in_reach():
         decision = responder.gate(day)
         if not decision.acts:
             continue
         log = [row for row in runs.rows(responder.engine, first=day, last=day) if row["mode"] == responder.settings.mode]
         tries = sum(row["status"] == "failed" for row in log)
-        if tries >= MAX_TRIES or not log or now < log[-1]["run_timestamp"] + timedelta(minutes=2**tries):
+        pause = timedelta(minutes=2**tries) if log else FIRST_ANSWER
+        waited = responder.clock() - (log[-1]["run_timestamp"] if log else _computed_at(responder, day))
+        if tries >= MAX_TRIES or waited < pause:
             continue
-        yield _request([day], f"{identity(decision, day, responder.settings.mode)}:again:{tries}")
+        # a run that died wrote no row: it is asked for again when the pause has doubled, under a key of its own
+        again = min(int(math.log2(waited / pause)), MAX_TRIES - 1 - tries)
+        yield _request([day], f"{identity(decision, day, responder.settings.mode)}:again:{tries}.{again}")
+
+
+def _computed_at(responder: Responder, day: date) -> datetime:
+    return datetime.fromtimestamp(responder.lake.path("alert_logic", day).stat().st_mtime, UTC)

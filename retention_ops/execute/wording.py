@@ -49,6 +49,10 @@ def contacts(audiences: Mapping[str, Row]) -> str:
     return ", ".join(parts)
 
 
+def covered_by(newest: date) -> str:
+    return f"the newest flagged date {newest} stands for it"
+
+
 def stands_for(days: Sequence[date]) -> str:
     if not days:
         return ""

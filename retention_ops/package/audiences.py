@@ -111,7 +111,6 @@ class Audience:
 
     tier: str
     file: str
-    csv: str
     rows: int
     listed: int
     excluded: dict[str, int]
@@ -125,6 +124,11 @@ class Audience:
     """over the rows without created_at; the manifest's `files` has the hash of the file itself"""
     table: pd.DataFrame = field(compare=False, repr=False)
     """the rows, in COLUMNS"""
+
+    @property
+    def csv(self) -> str:
+        """The rows as the text of `file`; made when asked for, since many only want to know who is listed."""
+        return to_csv(self.table, COLUMNS)
 
 
 def safe_text(value: str) -> str:
@@ -173,7 +177,6 @@ def build_audience(tier: str, day: date, priority: pd.DataFrame, left_out: LeftO
     return Audience(
         tier=tier,
         file=f"audience_{tier}_{day:%Y-%m-%d}.csv",
-        csv=to_csv(table, COLUMNS),
         rows=len(table),
         listed=len(listed),
         excluded={reason: counts[reason] for reason in order if counts[reason]},

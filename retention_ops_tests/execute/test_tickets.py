@@ -239,6 +239,34 @@ def test_after_an_uncertain_answer_the_look_up_tells_the_truth(rig: Any, kind: s
     assert destination.find_by_key(act).external_id == found.external_id
 
 
+@pytest.mark.parametrize(("rig", "kind", "step"), [
+    ("roundup", "create", "GET /rest/data/issue"), ("roundup", "create", "POST /rest/data/msg"),
+    ("roundup", "comment", "POST /rest/data/msg"), ("asana", "create", "GET /custom_fields/"),
+], indirect=["rig"])
+def test_an_answer_lost_before_anything_was_made_leaves_no_doubt(rig: Any, kind: str, step: str) -> None:
+    destination = connected(rig)
+    act = prepared(rig, destination, kind)
+    rig.server.fail("lost_after", match=step)
+    with pytest.raises(Throttled, match="nothing was made"):
+        destination.send(act)
+    assert happened(rig, act) == 0
+    destination.send(act)
+    assert happened(rig, act) == 1
+
+
+def test_an_accepted_create_whose_answer_names_nothing_is_uncertain(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's or a hotel's page in place of the answer: the ticket may be there."""
+    destination, serve = connected(rig), rig.server.handle
+    for answer in (b"<html>Welcome</html>", {"data": {}}, []):
+        def garbled(request: Request, answer: Any = answer) -> Reply:
+            reply = serve(request)
+            return Reply(201, answer) if reply.status == 201 and "msg" not in request.path else reply
+
+        monkeypatch.setattr(rig.server, "handle", garbled)
+        with pytest.raises(Ambiguous):
+            destination.send(action("create", rig))
+
+
 @pytest.mark.parametrize("kind", ("priority", "resolve"))
 def test_an_update_may_be_repeated(rig: Any, kind: str) -> None:
     destination = connected(rig)
@@ -295,6 +323,7 @@ def test_eight_racing_creates_make_one_issue(rig: Any) -> None:
         thread.join()
     receipts = [outcome for outcome in outcomes if not isinstance(outcome, DestinationError)]
     assert len(receipts) == 1, outcomes
+    assert sum(request.path == "/rest/data/issue" and request.method == "POST" for request in rig.server.requests) > 1, "no race"
     assert all(isinstance(outcome, Conflict | Ambiguous) for outcome in outcomes if outcome is not receipts[0]), outcomes
     assert {outcome.existing.external_id for outcome in outcomes if isinstance(outcome, Conflict)} == {receipts[0].external_id}
     assert len(rig.issues(act.key)) == 1
@@ -479,6 +508,17 @@ def test_the_doctor_finds_nothing_wrong_with_a_sound_system_and_writes_nothing(r
 def test_the_doctor_names_a_wrong_token(rig: Any) -> None:
     (finding,) = connected(rig, token="wrong-token").check()
     assert finding.ok is False and "401" in finding.sentence and "RETENTION_OPS_TICKET_TOKEN" in finding.cure
+
+
+@pytest.mark.parametrize("address", ("tracker.invalid", "http://[bad", "https://", "ftp://tracker.invalid"))
+def test_connecting_refuses_an_address_nobody_can_be_called_at(rig: Any, address: str) -> None:
+    with pytest.raises(SettingsError, match="RETENTION_OPS_TICKET_URL"):
+        connected(rig, ticket_url=address)
+
+
+def test_the_doctor_warns_of_an_unencrypted_address(rig: Any) -> None:
+    sentences = [finding.sentence for finding in connected(rig, ticket_url="http://tracker.invalid").check()]
+    assert "the credential travels unencrypted" in sentences[0] and "nothing was sent" in sentences[1]
 
 
 @pytest.mark.parametrize("fault", ("lost_before", "429", "500_before"))

@@ -26,6 +26,7 @@ from retention_ops.execute.destinations.tickets import (
     COMMENT,
     REPEATABLE,
     Examination,
+    address,
     given,
     holds_mark,
     looking_up,
@@ -63,8 +64,10 @@ class Asana:
     @classmethod
     def connect(cls, settings: Settings, secrets: Secrets, mode: str, timeout: tuple[float, float] = (5, 20)) -> Asana:
         project, token = needed(settings, secrets, mode, ("ticket_project", "ticket_token"))
+        url = settings.ticket_url.strip() or API
+        address(url)
         http = Http(
-            settings.ticket_url.strip() or API, headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            url, headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
             timeout=timeout, secrets=[token, *secrets.values()], name=cls.name,
         )
         return cls(http, settings, project)
@@ -127,7 +130,8 @@ class Asana:
             if existing := self._taken(action):
                 raise Conflict("asana: already holds a task with this key", existing) from None
             raise
-        return self._task(given(answer, self.name, "data"))
+        given(answer, self.name, "data", "gid")
+        return self._task(answer.json()["data"])
 
     def _taken(self, action: Outgoing) -> Receipt | None:
         if not self.settings.ticket_external_ids:
@@ -144,7 +148,8 @@ class Asana:
 
     def _put(self, task: str, values: dict[str, Any]) -> Receipt:
         answer = self.http.request("PUT", _path(task), json={"data": values}, params={"opt_fields": "permalink_url"})
-        return self._task(given(answer, self.name, "data"))
+        given(answer, self.name, "data", "gid")
+        return self._task(answer.json()["data"])
 
     def _with_priority(self, task: str, priority: str) -> dict[str, Any]:
         if self.settings.ticket_priority_field:

@@ -5,7 +5,6 @@ Jira's search shows a new issue only after seconds to minutes, so absence counts
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +16,8 @@ from retention_ops.execute.destinations.tickets import (
     COMMENT,
     REPEATABLE,
     Examination,
+    address,
+    basic,
     given,
     holds_mark,
     looking_up,
@@ -54,7 +55,8 @@ class Jira:
     def connect(cls, settings: Settings, secrets: Secrets, mode: str, timeout: tuple[float, float] = (5, 20)) -> Jira:
         names = ("ticket_url", "ticket_user", "ticket_project", "ticket_token")
         url, user, project, token = needed(settings, secrets, mode, names)
-        pair = base64.b64encode(f"{user}:{token}".encode()).decode()
+        address(url)
+        pair = basic(user, token)
         http = Http(
             url, headers={"Authorization": f"Basic {pair}", "Accept": "application/json"}, timeout=timeout,
             secrets=[token, pair, *secrets.values()], name=cls.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from retention_ops import clock
 from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, Http, content
@@ -18,6 +18,8 @@ from retention_ops.execute.destinations.tickets import (
     COMMENT,
     REPEATABLE,
     Examination,
+    address,
+    basic,
     given,
     looking_up,
     marked,
@@ -48,11 +50,12 @@ class Roundup:
     @classmethod
     def connect(cls, settings: Settings, secrets: Secrets, mode: str, timeout: tuple[float, float] = (5, 20)) -> Roundup:
         url, user, token = needed(settings, secrets, mode, ("ticket_url", "ticket_user", "ticket_token"))
-        parts = urlsplit(url)
+        parts, pair = address(url), basic(user, token)
+        # Roundup takes writes only from where its own pages could come from
+        origin = {"X-Requested-With": "rest", "Origin": f"{parts.scheme}://{parts.netloc}", "Referer": f"{url.rstrip('/')}/"}
         http = Http(
-            url, auth=(user.encode(), token.encode()), timeout=timeout, secrets=[token, *secrets.values()], name=cls.name,
-            # Roundup takes writes only from where its own pages could come from
-            headers={"X-Requested-With": "rest", "Origin": f"{parts.scheme}://{parts.netloc}", "Referer": f"{url.rstrip('/')}/"},
+            url, headers={"Authorization": f"Basic {pair}", **origin}, timeout=timeout, secrets=[token, pair, *secrets.values()],
+            name=cls.name,
         )
         return cls(http, settings, user)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 
@@ -71,6 +72,22 @@ def needed(settings: Settings, secrets: Secrets, mode: str, names: Sequence[str]
     if missing:
         raise SettingsError(f"tickets go to {settings.tickets_to}, but {', '.join(missing)} is not set")
     return values
+
+
+def basic(user: str, token: str) -> str:
+    """The second half of a Basic Authorization header; as secret as the token."""
+    return base64.b64encode(f"{user}:{token}".encode()).decode()
+
+
+def address(url: str) -> SplitResult:
+    """The parts of ticket_url. Raises SettingsError when nobody could be called there."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts
+    except ValueError:
+        pass
+    raise SettingsError("RETENTION_OPS_TICKET_URL is not an address such as https://tickets.example.com")
 
 
 def given(response: requests.Response, name: str, *path: str) -> Any:
@@ -142,7 +159,7 @@ class Examination:
 
     def address(self, subject: str, url: str) -> None:
         """A warning when the credential would travel in the clear."""
-        parts = urlsplit(url)
+        parts = address(url)
         if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             self.note(subject, None, "the credential travels unencrypted", "use an https:// address in RETENTION_OPS_TICKET_URL")
 

@@ -1,0 +1,220 @@
+"""`retention-ops doctor`: could a response go out, and if not, which variable, scope or switch is in the way? Sends nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+import typer
+from rich.markup import escape
+
+from retention_ops.clock import system_clock
+from retention_ops.commands import shared
+from retention_ops.commands.shared import MARKS, Json, examples, moment, say, say_next
+from retention_ops.errors import RetentionOpsError
+from retention_ops.settings import Secrets, Settings
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "slack": ("slack_channel", "slack_token"),
+    "jira": ("ticket_url", "ticket_user", "ticket_project", "ticket_token"),
+    "asana": ("ticket_project", "ticket_token"),
+    "roundup": ("ticket_url", "ticket_user", "ticket_token"),
+    "sheets": ("sheets_spreadsheet", "google_credentials"),
+    "webhook": ("webhook_url", "webhook_secret"),
+    "mail": ("smtp_host", "mail_from", "mail_to"),
+}
+"""destination -> settings and secrets without which it cannot be asked anything"""
+TESTED = ("slack_channel", "ticket_project", "sheets_spreadsheet")
+"""settings that have a twin for pilot"""
+
+
+def doctor(
+    mode: Annotated[
+        Literal["pilot", "live"] | None, typer.Option("--mode", help="As if in this mode; default: the mode in force, or live.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check destinations, credentials, scopes, targets and switches. Sends nothing; exits 1 if something is missing."""
+    settings = shared.settings()
+    mode = mode or (settings.mode if settings.mode in ("pilot", "live") else "live")
+    with shared.err.status("asking") if not as_json else shared.nothing():
+        groups = {"this installation": list(_installation(settings)), **_destinations(settings, Secrets(), mode)}
+    ready = all(finding.ok is not False for findings in groups.values() for finding in findings)
+    if as_json:
+        shared.print_json({"mode": mode, "ready": ready, "findings": [
+            {"group": name, **shared.plain(finding)} for name, findings in groups.items() for finding in findings]})
+    else:
+        _show(settings, mode, groups, ready)
+    if not ready:
+        raise typer.Exit(1)
+
+
+def _show(settings: Settings, mode: str, groups: dict[str, list[Any]], ready: bool) -> None:
+    say(f"As in mode {mode}. Nothing was sent.")
+    for name, findings in groups.items():
+        say(f"\n[bold]{escape(name)}[/bold]")
+        for finding in findings:
+            say(f"  {MARKS[finding.ok]} {escape(finding.subject)}: {escape(finding.sentence)}")
+            if finding.cure and not finding.ok:
+                say(f"      [dim]cure:[/dim] {escape(finding.cure)}")
+    say("")
+    again = shared.command(settings, f"doctor --mode {mode}")
+    say_next(again if not ready else shared.command(settings, "status"))
+
+
+# -- this installation -------------------------------------------------------------------------------------------------
+
+
+def _installation(settings: Settings) -> Iterator[Any]:
+    yield from _database(settings)
+    yield _mode(settings)
+    yield _daemon(settings)
+    yield from _people(settings)
+    yield from _secrets_in_env_file()
+    yield _lists(settings)
+    yield _clock(settings)
+
+
+def _finding(subject: str, ok: bool | None, sentence: str, cure: str = "") -> Any:
+    from retention_ops.execute.destinations.seam import Finding
+
+    return Finding(subject, ok, sentence, cure)
+
+
+def _database(settings: Settings) -> Iterator[Any]:
+    """Reachable, at its newest schema, and whether the kill switch is on."""
+    from retention_ops.execute import ledger
+    from retention_ops.execute.door import HALTED
+    from retention_ops.log.database import HEAD, ops_database
+
+    if not shared.has_database(settings):
+        yield _finding("ops database", True, f"not there yet; the first run makes {settings.home / 'ops.sqlite'}")
+        return
+    try:
+        with ops_database(settings) as engine:
+            with engine.connect() as connection:
+                head = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+            halted = ledger.read_state(engine, HALTED)
+            where = engine.url.render_as_string(hide_password=True)
+    except (RetentionOpsError, sa.exc.SQLAlchemyError, OSError) as error:
+        text = str(error) if isinstance(error, RetentionOpsError) else type(error).__name__
+        yield _finding("ops database", False, f"cannot be used: {text}", "check RETENTION_OPS_OPS_DATABASE_URL and RETENTION_OPS_HOME")
+        return
+    yield _finding("ops database", head == HEAD, f"{where}, schema {head}", "" if head == HEAD else f"this version knows schema {HEAD}")
+    if halted and halted["value"] == "yes":
+        yield _finding("kill switch", False, f"halted by {halted['by']} at {moment(halted['at'])}: {halted['why']}",
+                       "retention-ops actions resume --by NAME --why TEXT")
+    else:
+        yield _finding("kill switch", True, "not pulled")
+
+
+def _mode(settings: Settings) -> Any:
+    means = {
+        "off": "nothing is answered", "shadow": "answers are rehearsed, nothing leaves this machine",
+        "pilot": "WARNING only, to the test channel, project and spreadsheet", "live": "answers go out",
+    }
+    return _finding("mode", True, f"{settings.mode}: {means[settings.mode]} (RETENTION_OPS_MODE)")
+
+
+def _daemon(settings: Settings) -> Any:
+    """Sensors and schedule run only inside `retention-ops ui`; its lock says whether that runs on this machine."""
+    lock = settings.home / "dagster" / ".ui.lock"
+    runs = False
+    if lock.exists():
+        held = os.open(lock, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            runs = True
+        finally:
+            os.close(held)
+    when = f"the daily run at {settings.schedule_time} {settings.shop_timezone} and both sensors"
+    if runs:
+        return _finding("daemon", True, f"`retention-ops ui` runs here: {when} are on")
+    return _finding("daemon", None, f"not seen on this machine: {when} wait for it",
+                    "keep `retention-ops ui` running, or call `run` and `actions work` from your own scheduler")
+
+
+def _people(settings: Settings) -> Iterator[Any]:
+    owner = settings.owner
+    yield _finding("owner", bool(owner), owner or "nobody owns incidents", "set RETENTION_OPS_OWNER to a name or a Slack member id")
+    backup = settings.backup_owner
+    yield _finding("backup owner", True if backup else None, backup or "a missed acknowledgement is told to the owner only",
+                   "set RETENTION_OPS_BACKUP_OWNER")
+    yield _finding("acknowledgement", True, f"CRITICAL within {settings.ack_hours_critical}, WARNING within {settings.ack_hours_warning} hours of "
+                   f"{settings.business_days} {settings.business_hours} {settings.shop_timezone}")
+
+
+def _secrets_in_env_file() -> Iterator[Any]:
+    """.env is for settings: a secret written there is not used, and lies around."""
+    file = Path(".env")
+    if not file.is_file():
+        return
+    names = {f"RETENTION_OPS_{name.upper()}" for name in Secrets.model_fields}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    for name in re.findall(r"^\s*(?:export\s+)?(\w+)\s*=\s*\S", text, flags=re.M):
+        if name.upper() in names:
+            yield _finding(".env", None, f"{name.upper()} stands in {file.absolute()} and is not read from there",
+                           "take it out and set it in the environment of the service")
+
+
+def _lists(settings: Settings) -> Any:
+    above = settings.approval_above
+    asks = f"a CRITICAL list of more than {above:,} customers waits for approval" if above is not None else "no list waits for approval"
+    return _finding("lists", True, f"{asks}; {settings.holdout_pct} % held out in live; nobody twice in {settings.handover_cooldown_days} days; "
+                    f"at most {settings.max_messages_per_day} actions per destination and {settings.max_incidents_per_day} incidents in 24 hours")
+
+
+def _clock(settings: Settings) -> Any:
+    now = system_clock()
+    local: datetime = now.astimezone(ZoneInfo(settings.shop_timezone))
+    return _finding("clock", True, f"{moment(now)} is {local:%Y-%m-%d %H:%M} in the shop ({settings.shop_timezone}); compare it with your watch")
+
+
+# -- destinations ------------------------------------------------------------------------------------------------------
+
+
+def _destinations(settings: Settings, secrets: Secrets, mode: str) -> dict[str, list[Any]]:
+    from retention_ops.execute.destinations import SLOTS, chosen
+
+    slots = [*SLOTS, "mail"] if chosen("webhook", settings, mode) != "local" else SLOTS
+    return {f"{slot}: {chosen(slot, settings, mode)}": _destination(slot, settings, secrets, mode) for slot in slots}
+
+
+def _destination(slot: str, settings: Settings, secrets: Secrets, mode: str) -> list[Any]:
+    """What the slot's destination says about itself, or every variable it lacks."""
+    from retention_ops.execute.destinations import chosen, connect
+    from retention_ops.execute.redact import redact
+
+    name = chosen(slot, settings, mode)
+    if slot == "mail" and name == "local":
+        return [_finding("mail", None, "no backup for a webhook that fails", "set RETENTION_OPS_SMTP_HOST and RETENTION_OPS_MAIL_TO")]
+    missing = list(_missing(name, settings, secrets, mode))
+    if missing:
+        return missing
+    try:
+        return connect(name, settings, secrets, mode).check()
+    except RetentionOpsError as error:
+        return [_finding(name, False, redact(str(error), secrets.values()))]
+
+
+def _missing(name: str, settings: Settings, secrets: Secrets, mode: str) -> Iterator[Any]:
+    for field in NEEDED.get(name, ()):
+        if field in Secrets.model_fields:
+            known, description, variable = getattr(secrets, field), Secrets.model_fields[field].description, field
+        else:
+            variable = field.replace("_", "_test_", 1) if mode == "pilot" and field in TESTED else field
+            known, description = getattr(settings, variable).strip(), Settings.model_fields[field].description
+        if not known:
+            yield _finding(name, False, f"RETENTION_OPS_{variable.upper()} is not set", f"set it: {description}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor", epilog=examples("doctor", "doctor --mode pilot", "doctor --json"))(doctor)
