@@ -60,6 +60,24 @@ def test_plain_modules_do_not_import_dagster():
             assert not re.search(r"^\s*(import dagster|from dagster)", path.read_text(), flags=re.M), path
 
 
+def test_only_destinations_import_what_talks_to_the_outside():
+    """One door: a path that passes by it is a path without ledger, kill switch and guardrails."""
+    clients = r"^\s*(?:import|from)\s+(slack_sdk|gspread|requests|smtplib|urllib\.request|http\.client|httpx|socket|google)\b"
+    for path in (ROOT / "retention_ops").rglob("*.py"):
+        found = set(re.findall(clients, path.read_text(), flags=re.M))
+        if path.parent.name == "destinations":
+            continue
+        # the brief checks its blocks with the SDK's models; commands and claims need the machine's name, no connection
+        allowed = {"brief.py": {"slack_sdk"}, "cli.py": {"socket"}, "launch.py": {"socket"}, "door.py": {"socket"}}
+        assert found <= allowed.get(path.name, set()), path
+
+
+def test_only_the_door_calls_a_destination():
+    for path in (ROOT / "retention_ops").rglob("*.py"):
+        if path.parent.name != "destinations" and path.name != "door.py":
+            assert not re.search(r"destination\w*\.(send|update|find_by_key)\(", path.read_text()), path
+
+
 def test_a_plain_command_does_not_pay_for_dagster():
     code = "import sys, retention_ops.cli, retention_ops.detect.explain; sys.exit('dagster' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -124,7 +124,8 @@ def show(
     _show_content(row, payload)
     say("[bold]What happened[/bold]")
     for event in events:
-        say(f"  {event['at']:%Y-%m-%d %H:%M:%S}  {shared.state(event['event'])}  {escape(event['detail'])}  [dim]{escape(event['actor'])}[/dim]")
+        say(f"  {event['at']:%Y-%m-%d %H:%M:%S}  {shared.state(event['event'])}  {escape(event['detail'])}  "
+            f"[dim]{escape(event['actor'])}[/dim]")
     _say_what_next(settings, row, approval)
 
 
@@ -225,7 +226,8 @@ def _blocked(engine: Engine, settings: Settings, row: Row) -> str:
     return _halted(engine)
 
 
-@app.command("approve", epilog=examples("actions approve 1f3a --audience 9c41d2aa --by Ada", "actions approve 1f3a --audience 9c41d2aa --by Ada --now"))
+@app.command("approve", epilog=examples("actions approve 1f3a --audience 9c41d2aa --by Ada",
+                                        "actions approve 1f3a --audience 9c41d2aa --by Ada --now"))
 def approve(
     key: Key, audience: Audience, by: By, why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason; recorded.")] = "",
     now: Annotated[bool, typer.Option("--now", help="Deliver at once, with everything else that is due.")] = False,

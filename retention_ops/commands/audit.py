@@ -178,8 +178,8 @@ def show(
         shared.print_json(rows)
         return
     for row in rows:
-        say(f"{moment(row['run_timestamp'])}  {_day(row['alert_date'])}  {shared.severity(row['severity'])}  {row['status']}  {row['mode']}  "
-            f"{row['total_exported']:,} handed over  [dim]{row['row_hash'][:12]}[/dim]")
+        say(f"{moment(row['run_timestamp'])}  {_day(row['alert_date'])}  {shared.severity(row['severity'])}  {row['status']}  "
+            f"{row['mode']}  {row['total_exported']:,} handed over  [dim]{row['row_hash'][:12]}[/dim]")
         if row["error_message"]:
             say(f"  [dim]{escape(row['error_message'])}[/dim]")
     if not rows:

@@ -18,8 +18,8 @@ def shortened(value: Any) -> Any:
         text = " ".join(value.split())
         return text if len(text) <= SHORT else f"{text[:SHORT]}… ({len(value):,} characters)"
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return [f"{item['title']}: {item['rows']:,} rows" if {"title", "rows"} <= set(item) else "…" for item in value][:10] \
-            if all("title" in item for item in value) else f"{len(value)} parts"
+        lists = all({"title", "rows"} <= set(item) for item in value)
+        return [f"{item['title']}: {item['rows']:,} customers" for item in value] if lists else f"{len(value)} parts"
     return value
 
 

@@ -148,8 +148,8 @@ def _people(settings: Settings) -> Iterator[Any]:
     backup = settings.backup_owner
     yield _finding("backup owner", True if backup else None, backup or "a missed acknowledgement is told to the owner only",
                    "set RETENTION_OPS_BACKUP_OWNER")
-    yield _finding("acknowledgement", True, f"CRITICAL within {settings.ack_hours_critical}, WARNING within {settings.ack_hours_warning} hours of "
-                   f"{settings.business_days} {settings.business_hours} {settings.shop_timezone}")
+    yield _finding("acknowledgement", True, f"CRITICAL within {settings.ack_hours_critical}, WARNING within "
+                   f"{settings.ack_hours_warning} hours of {settings.business_days} {settings.business_hours} {settings.shop_timezone}")
 
 
 def _secrets_in_env_file() -> Iterator[Any]:
@@ -168,14 +168,16 @@ def _secrets_in_env_file() -> Iterator[Any]:
 def _lists(settings: Settings) -> Any:
     above = settings.approval_above
     asks = f"a CRITICAL list of more than {above:,} customers waits for approval" if above is not None else "no list waits for approval"
-    return _finding("lists", True, f"{asks}; {settings.holdout_pct} % held out in live; nobody twice in {settings.handover_cooldown_days} days; "
-                    f"at most {settings.max_messages_per_day} actions per destination and {settings.max_incidents_per_day} incidents in 24 hours")
+    return _finding("lists", True, f"{asks}; {settings.holdout_pct} % held out in live; nobody twice in "
+                    f"{settings.handover_cooldown_days} days; at most {settings.max_messages_per_day} actions per destination and "
+                    f"{settings.max_incidents_per_day} incidents in 24 hours")
 
 
 def _clock(settings: Settings) -> Any:
     now = system_clock()
     local: datetime = now.astimezone(ZoneInfo(settings.shop_timezone))
-    return _finding("clock", True, f"{moment(now)} is {local:%Y-%m-%d %H:%M} in the shop ({settings.shop_timezone}); compare it with your watch")
+    return _finding("clock", True, f"{moment(now)} is {local:%Y-%m-%d %H:%M} in the shop ({settings.shop_timezone}); "
+                    "compare it with your watch")
 
 
 # -- destinations ------------------------------------------------------------------------------------------------------

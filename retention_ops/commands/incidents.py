@@ -120,7 +120,9 @@ def acknowledge(number: Number, by: By, as_json: Json = False) -> None:
                                        'incidents snooze 3 --until "2026-07-03 09:00" --by Ada --why holiday'))
 def snooze(
     number: Number, by: By, why: Why,
-    until: Annotated[str | None, typer.Option("--until", metavar="'YYYY-MM-DD[ HH:MM]'", help="The shop's time; a date alone: its start.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="'YYYY-MM-DD[ HH:MM]'", help="The shop's time; a date alone: its start.")
+    ] = None,
     hours: Annotated[float | None, typer.Option("--hours", help="From now on.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ WRITTEN = "audience_current"
 """the only table that building a pack writes into the lake"""
 
 
-@actions.app.command("preview", epilog=examples("actions preview --date 2026-06-30", "actions preview --date 2026-06-30 --mode pilot --json"))
+@actions.app.command("preview", epilog=examples("actions preview --date 2026-06-30",
+                                                "actions preview --date 2026-06-30 --mode pilot --json"))
 def preview(
     day: Annotated[date, shared.date_option("--date", "Reference date.")],
     mode: Annotated[
@@ -37,7 +37,7 @@ def preview(
     if not settings.home.exists():
         raise NoOrders(f"there is nothing in {settings.home} yet; `retention-ops ingest FILE --preset orders` comes first")
     mode = mode or (settings.mode if settings.mode in ("pilot", "live") else "live")
-    with _scratch(settings, day, mode) as (scratch, engine):
+    with _scratch(settings, mode) as (scratch, engine):
         decision, intents = actions.responder(scratch, engine).preview(day)
     rows = [_row(intent) for intent in intents]
     if as_json:
@@ -50,10 +50,10 @@ def preview(
 
 
 @contextmanager
-def _scratch(settings: Settings, day: date, mode: str) -> Iterator[tuple[Settings, Engine]]:
+def _scratch(settings: Settings, mode: str) -> Iterator[tuple[Settings, Engine]]:
     """Settings on a throw-away home that reads the real lake, and the real database.
 
-    A list built for another mode differs (holdout), so a pack built here must not replace the one in use.
+    The pack is built there: lists for another mode differ (holdout) and must not replace those in use.
     """
     with tempfile.TemporaryDirectory(prefix="retention-ops-preview-") as folder:
         home = Path(folder)
@@ -61,9 +61,6 @@ def _scratch(settings: Settings, day: date, mode: str) -> Iterator[tuple[Setting
         for table in (settings.home.absolute() / "lake").glob("*"):
             if table.is_dir() and table.name != WRITTEN:
                 (home / "lake" / table.name).symlink_to(table)
-        pack = settings.packs / day.isoformat()
-        if pack.is_dir():
-            shutil.copytree(pack, home / "action_packs" / day.isoformat())
         with shared.database(settings) as engine:
             yield settings.model_copy(update={"home": home, "mode": mode}), engine
 

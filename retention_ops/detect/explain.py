@@ -10,6 +10,7 @@ import pandas as pd
 from retention_ops.detect.compute import PRIORITY_ORDER, workspace
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
+from retention_ops.sources.contact import no_contact
 from retention_ops.warehouse.lake import Lake
 
 
@@ -81,13 +82,13 @@ def explain_customer(lake: Lake, customer_id: str, day: date) -> tuple[dict[str,
         if churn.empty:
             raise RetentionOpsError(f"customer {customer_id!r} has no order by {day}; check the id, or choose a later --date")
         queue = space.rows("customer_priority", PRIORITY_ORDER).reset_index(drop=True)
-        refused = space.connection.execute("SELECT 1 FROM customers WHERE customer_id = ? AND consent = false", [customer_id]).fetchall()
         currency = space.orders.currency
     row = _row(churn)
     queued = queue[queue["customer_id"] == customer_id]
     row["priority"] = _row(queued) if len(queued) else None
     row["rank"] = int(queued.index[0]) + 1 if len(queued) else None
-    row["refused_consent"] = bool(refused)
+    opted_out = no_contact(lake, day)
+    row["refused_consent"], row["suppressed"] = customer_id in opted_out.refused, customer_id in opted_out.suppressed
     return row, [*_signals(row, day, currency, lake.settings), *_tier(row, len(queue), lake.settings)]
 
 
@@ -133,7 +134,8 @@ def _tier(row: dict[str, Any], listed: int, settings: Settings) -> list[str]:
         return [
             f"In the queue as {queued['priority_tier']}, place {row['rank']:,} of {listed:,}, score {queued['priority_score']:.4f}: "
             f"{queued['priority_reason']}.",
-            "Do not contact: consent was refused, so the audience files leave this customer out." if row["refused_consent"]
+            f"Do not contact: {'consent was refused' if row['refused_consent'] else 'the customer is suppressed'}, "
+            "so the audience files leave this customer out." if row["refused_consent"] or row["suppressed"]
             else f"Recommended: {queued['recommended_action']}.",
         ]
     status, level, days = row["retention_status"], row["churn_risk_level"], int(row["days_since_last_order"])

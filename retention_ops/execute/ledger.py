@@ -406,7 +406,8 @@ def set_state(engine: Engine, name: str, value: str, who: str, why: str, now: da
     """Writes one switch; `once` keeps what stands there already."""
     with engine.begin() as connection:
         values = {"name": name, "value": value, "by": who, "why": why, "at": now}
-        added = connection.execute(insert_once(connection, response_state).values(values)).rowcount
+        # not rowcount: psycopg's says -1 here
+        added = connection.execute(insert_once(connection, response_state).values(values).returning(response_state.c.name)).first()
         if not added and not once:
             connection.execute(response_state.update().where(response_state.c.name == name).values(values))
         if added or not once:

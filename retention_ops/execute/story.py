@@ -18,12 +18,10 @@ from sqlalchemy.engine import Engine
 
 from retention_ops.execute import incidents, wording
 from retention_ops.log import runs
-from retention_ops.log.database import actions, approvals, exposures, ops_events
+from retention_ops.log.database import approvals, exposures, ops_events
 from retention_ops.package.brief import escape_markdown
 
 Row = dict[str, Any]
-ROUTINE = ("planned", "sending")
-"""events of every action; the table of actions says the same"""
 _RUN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}")
 _WORKER = re.compile(r".+:\d+:[0-9a-f]{8}")
 
@@ -110,7 +108,7 @@ def tell(found: Mapping[str, Any]) -> Story:
         f"Incident {incident['id']}: retention {incident['severity']}, {_days(incident)}",
         [sentence for sentence in _sentences(found) if sentence],
         [section for section in (
-            _alerts(found), _actions(found["actions"]), _approvals(found), _exposed(found["exposures"]), _timeline(found["events"]),
+            _alerts(found), _actions(found["actions"]), _approvals(found), _exposed(found["exposures"]), _timeline(found),
             _log(found["log"])) if section.rows],
     )
 
@@ -150,7 +148,8 @@ def _alerts(found: Mapping[str, Any]) -> Section:
     for answer in found["answers"]:
         row = measured.get(answer["alert_date"])
         reading = wording.reading(row) if row else ""
-        rows.append((str(answer["alert_date"]), answer["severity"], reading, answer["verdict"], answer["reason"], _at(answer["answered_at"])))
+        rows.append((
+            str(answer["alert_date"]), answer["severity"], reading, answer["verdict"], answer["reason"], _at(answer["answered_at"])))
     return Section("Detected and decided", ("date", "severity", "measured", "decision", "why", "decided at"), rows)
 
 
@@ -181,12 +180,19 @@ def _exposed(rows: Sequence[Row]) -> Section:
     return Section("Handed over and held out", ("date", "tier", "arm", "customers"), table)
 
 
-def _timeline(events: Sequence[Row]) -> Section:
+def _timeline(found: Mapping[str, Any]) -> Section:
+    named = {row["key"]: f"{row['slot']} {row['kind']} " for row in found["actions"]}
     rows = [
-        (_at(event["at"]), event["event"].replace("_", " "), event["detail"], _who(event["actor"]))
-        for event in events if not (event["action_key"] and event["event"] in ROUTINE and not event["detail"].startswith("by hand"))
+        (_at(event["at"]), named.get(event["action_key"], "") + event["event"].replace("_", " "), event["detail"], _who(event["actor"]))
+        for event in found["events"] if not _routine(event, found["actions"])
     ]
     return Section("Timeline", ("at", "what", "details", "by"), rows)
+
+
+def _routine(event: Row, actions: Sequence[Row]) -> bool:
+    """Every action is planned and claimed; the table of actions says the same in one line."""
+    planned = {f"{row['slot']} {row['kind']} by {row['destination']}" for row in actions}
+    return bool(event["action_key"]) and (event["event"] == "sending" or (event["event"] == "planned" and event["detail"] in planned))
 
 
 def _who(actor: str) -> str:

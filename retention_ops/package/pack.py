@@ -52,6 +52,7 @@ from retention_ops.package.brief import (
 )
 from retention_ops.package.chart import trend_chart
 from retention_ops.settings import Settings
+from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import parquet_scan
 from retention_ops.warehouse.files import fsync_folder, locked, write_atomic
@@ -64,16 +65,6 @@ OUTBOX = "outbox"
 LOCK = ".lock"
 ABANDONED_AFTER_SECONDS = 3600
 TOP_CUSTOMERS = 5
-
-
-@dataclass(frozen=True)
-class NoContact:
-    """Ids that must not be contacted for D, and the versions that say so ('' where nothing was ingested)."""
-
-    refused: frozenset[str]
-    suppressed: frozenset[str]
-    customers_version: str
-    suppressions_version: str
 
 
 @dataclass(frozen=True)
@@ -182,28 +173,6 @@ def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[s
     ).fetchall()[0]
     on_p2 = (priority["priority_tier"] == "P2") & priority["days_since_last_order"].between(first, last)
     return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order}
-
-
-def no_contact(lake: Lake, day: date) -> NoContact:
-    """Who, by what is known at this moment, must not be contacted for D: they refused consent or are suppressed beyond D.
-
-    A list of D is worked from the day after, so a suppression whose last day is D has ended by then.
-    """
-    customers, suppressions = lake.customers(), lake.suppressions()
-    with lake.connection() as connection:
-
-        def ids(version, where: str, *values: object) -> frozenset[str]:
-            if version is None:
-                return frozenset()
-            rows = connection.execute(f"SELECT customer_id FROM {parquet_scan(version.path)} WHERE {where}", list(values)).fetchall()
-            return frozenset(row[0] for row in rows)
-
-        return NoContact(
-            refused=ids(customers, "consent = false"),
-            suppressed=ids(suppressions, "until IS NULL OR until > ?", day),
-            customers_version=customers.version if customers else "",
-            suppressions_version=suppressions.version if suppressions else "",
-        )
 
 
 def audiences_of(

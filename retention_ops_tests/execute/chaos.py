@@ -157,9 +157,10 @@ class Killer:
     killed: Counter = field(default_factory=Counter)
     done: int = 0
 
-    def run(self) -> None:
-        dice = random.Random(self.seed)
-        while self.done < self.times:
+    def run(self, seconds: float) -> None:
+        """Until all are killed, or `seconds` are over."""
+        dice, end = random.Random(self.seed), time.monotonic() + seconds
+        while self.done < self.times and time.monotonic() < end:
             kind = dice.choices(("run worker", "daemon", "code server"), (5, 2, 3))[0]
             if not self._any("main", 30) or not self._any(kind, 40):
                 continue
@@ -183,11 +184,12 @@ class Arrivals:
     """A process of its own that materializes alert_logic of one date after another, whatever else is dead."""
 
     def __init__(self, installation: Installation):
-        self._log = open(installation.home / "arrivals.log", "ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "retention_ops_tests.execute.chaos"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=self._log, env={**installation.all_environment(), "PYTHONPATH": str(Path(__file__).parents[2])}, cwd=installation.home,
-        )
+        environment = {**installation.all_environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
+        with open(installation.home / "arrivals.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "retention_ops_tests.execute.chaos"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, env=environment, cwd=installation.home,
+            )
 
     def __enter__(self) -> Arrivals:
         return self
@@ -195,7 +197,6 @@ class Arrivals:
     def __exit__(self, *_: object) -> None:
         self._process.stdin.close()
         self._process.wait(60)
-        self._log.close()
 
     def arrive(self, day: date) -> None:
         """Returns once the alert is stored."""

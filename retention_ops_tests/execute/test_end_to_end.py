@@ -16,12 +16,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import requests
+import sqlalchemy as sa
 
 from retention_ops.execute import ledger
-from retention_ops.execute.destinations.tickets import mark
 from retention_ops.execute.ledger import NEEDS_HUMAN, OPEN_STATES, SENT
 from retention_ops.log import runs
-from retention_ops.log.database import answers, ops_database
+from retention_ops.log.database import answers, ops_database, ops_events
 from retention_ops_tests.execute import chaos
 from retention_ops_tests.execute.browser import CHROMIUM, chromium
 from retention_ops_tests.execute.servers import jira, roundup, slack
@@ -122,10 +122,153 @@ def _looked_at(ui: chaos.Installation, folder: Path, day: date, run_id: str, pro
     folder.mkdir(parents=True, exist_ok=True)
     base = f"http://127.0.0.1:{ui.port}"
     with chromium(profile) as page:
-        page.open(f"{base}/runs/{run_id}", "incident_response_job", "gate", "plan", "slack", "ticket", "sheets", "webhook", "record", "Success")
+        page.open(f"{base}/runs/{run_id}", "incident_response_job", "gate", "plan", "slack", "ticket", "sheets", "webhook",
+                  "record", "Success")
         page.picture(folder / "incident_run.png")
-        page.open(f"{base}/assets/incident_response?view=partitions&partition={day}", str(day), "ticket_id", "RET-1", "link_message", "success")
+        page.open(f"{base}/assets/incident_response?view=partitions&partition={day}", str(day), "ticket_id", "RET-1", "link_message",
+                  "success")
         page.picture(folder / "audit_metadata.png")
         page.open(f"{base}/locations/__repository__@retention_ops.definitions/sensors/alert_sensor", "alert_sensor", "Running",
                   "incident_response_job", "1 run requested")
         page.picture(folder / "sensor.png")
+
+
+@pytest.mark.slow
+def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
+    began = time.monotonic()
+    rules = {"warning_pct": 0.5, "critical_pct": 20.0, "min_sample": 10}
+    settings, flagged = chaos.prepared_home(tmp_path / "home", **rules)
+    days = flagged[-ALERTS:]
+    assert len(days) == ALERTS
+    chaos.materialize(settings, chaos.BEFORE_THE_ALERT, days[0], days[-1])
+    with slack.SlackServer() as channel, roundup.RoundupServer(tmp_path / "tracker") as tracker:
+        environment = slack_settings(channel) | {f"RETENTION_OPS_{name.upper()}": str(value) for name, value in rules.items()} | {
+            "RETENTION_OPS_LEASE_SECONDS": "60", "RETENTION_OPS_MAX_MESSAGES_PER_DAY": "10000",
+            "RETENTION_OPS_TICKETS_TO": "roundup", "RETENTION_OPS_TICKET_URL": tracker.url, "RETENTION_OPS_TICKET_USER": "admin",
+            "RETENTION_OPS_TICKET_TOKEN": roundup.PASSWORD, "RETENTION_OPS_TICKET_PRIORITY_WARNING": "urgent",
+            "RETENTION_OPS_TICKET_PRIORITY_CRITICAL": "critical",
+        }
+        with chaos.Installation(settings.home, free_port(), environment) as ui, chaos.Arrivals(ui) as alerts:
+            killer = chaos.Killer(ui, KILLS, SEED)
+            hunt = threading.Thread(target=killer.run, args=(1080,), daemon=True)
+            hunt.start()
+            for number, day in enumerate(days):
+                while hunt.is_alive() and killer.done < number * KILLS / ALERTS:
+                    time.sleep(0.5)
+                alerts.arrive(day)
+            hunt.join()
+            hunted = time.monotonic()
+            _settle(settings, days, 600)
+            ended = time.monotonic()
+        assert killer.done == KILLS
+        counted = _count(settings, days, channel, tracker)
+    counted = {
+        "killed": _words(killer.killed), "starts of `retention-ops ui`": ui.starts, "alerts": ALERTS, **counted,
+        "minutes": f"{(ended - began) / 60:.1f}, {(ended - hunted) / 60:.1f} of them after the last kill", "seed": SEED,
+    }
+    print("\nCHAOS " + "; ".join(f"{name}: {value}" for name, value in counted.items()))
+    if SUMMARY:
+        Path(SUMMARY).write_text("| what | count |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in counted.items()))
+
+
+def _words(counts: Counter) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"
+
+
+def _settle(settings, days: list[date], seconds: float) -> None:
+    """Waits until nothing is left to do and nothing has happened for a while."""
+    deadline, before, since = time.monotonic() + seconds, None, time.monotonic()
+    while time.monotonic() < deadline:
+        busy, now = _state(settings, days)
+        if busy or now != before:
+            before, since = now, time.monotonic()
+        elif time.monotonic() - since > QUIET_SECONDS:
+            return
+        time.sleep(2)
+    pytest.fail(f"not quiet after {seconds} s: {busy}")
+
+
+def _state(settings, days: list[date]) -> tuple[list[str], tuple[int, int]]:
+    """What is left to do, in words; and how much happened so far."""
+    with dg.DagsterInstance.get() as instance, ops_database(settings) as engine:
+        found = instance.get_runs()
+        busy = [f"run {run.run_id} of {run.job_name} is {run.status.value}" for run in found if not run.is_finished]
+        busy += [f"{row['alert_date']}: {row['slot']} {row['kind']} is {row['state']} ({row['last_error']})"
+                 for row in ledger.find(engine, state=OPEN_STATES)]
+        with engine.connect() as connection:
+            answered = set(connection.execute(sa.select(answers.c.alert_date)).scalars())
+        busy += [f"{day} is not answered" for day in days if day not in answered]
+        return busy, (len(found), len(runs.rows(engine)))
+
+
+def _count(settings, days: list[date], channel: slack.SlackServer, tracker: roundup.RoundupServer) -> dict[str, object]:
+    """Compares ledger, Slack and tracker, and returns the numbers."""
+    with ops_database(settings) as engine:
+        rows = ledger.find(engine)
+        with engine.connect() as connection:
+            verdicts = connection.execute(sa.select(answers.c.alert_date, answers.c.verdict, answers.c.id)).all()
+        log = runs.rows(engine)
+        assert runs.first_broken_row(engine) is None
+    assert sorted(day for day, _, _ in verdicts) == days, "every flagged date has one answer, and only one"
+    for day, verdict, answer in verdicts:
+        slots = {row["slot"] for row in rows if row["answer_id"] == answer}
+        assert slots == (set() if verdict == "covered" else {"slack", "ticket", "sheets", "webhook"}), (day, verdict, slots)
+    assert {row["alert_date"] for row in log} == set(days), "every date is in the log"
+    for row in rows:
+        assert row["state"] in (SENT, NEEDS_HUMAN), row
+        assert row["state"] == SENT or row["last_error"], row
+    with dg.DagsterInstance.get() as instance:
+        statuses = Counter(f"{run.status.value.lower()} of {run.job_name}" for run in instance.get_runs() if run.job_name != "daily_loop")
+    return {
+        "answers": _words(Counter(verdict for _, verdict, _ in verdicts)), "runs": _words(statuses), "rows of ops_runs_log": len(log),
+        **_slack_agrees(channel, rows), **_tracker_agrees(tracker, rows),
+        "actions": _words(Counter(f"{row['slot']} {row['kind']} {row['state']}" for row in rows)),
+        "sent after more than one attempt": sum(row["attempts"] > 1 for row in rows),
+        "found there after a kill": _found_there(settings),
+    }
+
+
+def _slack_agrees(channel: slack.SlackServer, rows: list[ledger.Row]) -> dict[str, int]:
+    """One message for each action that says it was sent, none twice, none that nobody planned."""
+    messages = Counter(message["metadata"]["event_payload"]["key"] for message in channel.messages if message["metadata"])
+    charts = Counter(file["title"].partition("[retention-ops ")[2][:12] for message in channel.messages for file in message["files"])
+    assert len(messages) + len(charts) == len(channel.messages)
+    planned = [row for row in rows if row["destination"] == "slack"]
+    _agree(messages, {row["key"]: row["state"] for row in planned if row["kind"] in ("post", "reply")})
+    _agree(charts, {row["key"][:12]: row["state"] for row in planned if row["kind"] == "chart"})
+    in_thread = sum(bool(message["metadata"]) and message["thread_ts"] not in (None, message["ts"]) for message in channel.messages)
+    return {"Slack messages": len(messages) - in_thread, "Slack replies": in_thread, "Slack charts": len(charts)}
+
+
+def _tracker_agrees(tracker: roundup.RoundupServer, rows: list[ledger.Row]) -> dict[str, int]:
+    """One issue for each ticket that says it was opened, one message of it for each comment."""
+
+    def ask(path: str) -> list[dict]:
+        answer = requests.get(f"{tracker.url}/rest/data/{path}", auth=("admin", roundup.PASSWORD), timeout=30)
+        answer.raise_for_status()
+        return answer.json()["data"]["collection"]
+
+    issues = ask("issue?@fields=extkey,messages&@verbose=0")
+    named = {str(message) for issue in issues for message in issue["messages"]}
+    written = [message["messageid"] for message in ask("msg?@fields=messageid") if str(message["id"]) in named]
+    comments = Counter(said.strip("<>").partition("@")[0] for said in written)
+    comments -= Counter(issue["extkey"] for issue in issues)  # an issue's own text is a message too
+    planned = [row for row in rows if row["destination"] == "roundup"]
+    _agree(Counter(issue["extkey"] for issue in issues), {row["key"]: row["state"] for row in planned if row["kind"] == "create"})
+    _agree(comments, {row["key"]: row["state"] for row in planned if row["kind"] == "comment"})
+    return {"tickets": len(issues), "ticket comments": comments.total()}
+
+
+def _agree(there: Counter, planned: dict[str, str]) -> None:
+    assert set(there) <= set(planned), "something is there that no action planned"
+    assert [key for key, number in there.items() if number > 1] == [], "something is there twice"
+    assert [key for key, state in planned.items() if state == SENT and not there[key]] == [], "sent, but not there"
+
+
+def _found_there(settings) -> int:
+    """How many actions went out although their worker died before it could say so."""
+    with ops_database(settings) as engine, engine.connect() as connection:
+        return connection.execute(
+            sa.select(sa.func.count()).select_from(ops_events)
+            .where(ops_events.c.event == SENT, ops_events.c.detail.startswith("found there"))
+        ).scalar_one()

@@ -96,11 +96,11 @@ def upgrade() -> None:
         _text("action_key", True, index=True), _text("event"), _text("actor"), _text("detail"),
     )
     op.create_table("response_state", _text("name", primary_key=True), _text("value"), _text("by"), _text("why"), _time("at", False))
-    _append_only("ops_events")
-    _append_only("exposures")
+    _append_only("ops_events", "id")
+    _append_only("exposures", "incident_id", "alert_date", "customer_id")
 
 
-def _append_only(table: str) -> None:
+def _append_only(table: str, *key: str) -> None:
     """What was sent to whom, by whom and when can be added to, never changed: the database itself refuses."""
     refusal = f"{table} is append-only"
     if op.get_bind().dialect.name == "sqlite":
@@ -108,6 +108,12 @@ def _append_only(table: str) -> None:
             op.execute(
                 f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, '{refusal}'); END"
             )
+        # REPLACE deletes without firing the trigger above; IGNORE leaves ON CONFLICT DO NOTHING what it is
+        same = " AND ".join(f"{column} = NEW.{column}" for column in key)
+        op.execute(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) "
+            "BEGIN SELECT RAISE(IGNORE); END"
+        )
         return
     op.execute(
         f"CREATE FUNCTION {table}_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{refusal}'; END $$"
