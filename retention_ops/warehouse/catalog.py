@@ -208,3 +208,13 @@ TABLES: dict[str, Table] = {
               )),
     )
 }
+
+PRIORITY_INTERVALS = Table(
+    "priority_intervals", "When each customer is in a tier: what customer_priority of a range is made from; never stored.", "whole",
+    ("customer_id", "last_order_date", "priority_tier"), (
+        _CUSTOMER,
+        _c("priority_tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),
+        *(column for column in _FACTS if column.type != "FLOAT64"),
+        _c("from_day", "INT64", "First day of the tier within the range, in days since the last order"),
+        _c("to_day", "INT64", "Its last day within the range, likewise"),
+    ))
