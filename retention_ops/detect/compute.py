@@ -57,9 +57,7 @@ class Workspace:
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
         self._show("orders", self.orders.version)
-        try:
-            self._show("customer_days", self.orders.version)
-        except duckdb.Error:  # not derived yet, or damaged
+        if not self._has_customer_days():
             self.run(query("customer_days"))
             self.lake.write(self.connection, "customer_days", self.orders.version, {"orders_version": self.orders.version})
             self._show("customer_days", self.orders.version)
@@ -67,6 +65,14 @@ class Workspace:
             self._show("customers", self.customers.version)
         else:
             self._replace("VIEW", "customers", no_rows(TABLES["customers"]))
+
+    def _has_customer_days(self) -> bool:
+        """Shows them; False where they are not derived yet, damaged, or have the columns of an older version of this code."""
+        try:
+            self._show("customer_days", self.orders.version)
+        except duckdb.Error:
+            return False
+        return self.connection.table("customer_days").columns == TABLES["customer_days"].column_names
 
     def _show(self, table: str, part: date | str) -> None:
         """Makes one file of the lake readable under its table's name."""
@@ -98,7 +104,8 @@ class Workspace:
             return
         if table in INPUT:
             self.use(INPUT[table], day)
-        self.run(query(table), reference_date=day, from_date=day, to_date=day)
+        rule = fast_query(table) if table == "base_customers" else query(table)
+        self.run(rule, reference_date=day, from_date=day, to_date=day)
         self._built[table] = (day,)
 
     def build_range(self, table: str, first: date, last: date) -> None:

@@ -3,42 +3,24 @@
 -- since the last order change. Every rule there is a line in those days, and within a status points are only added while
 -- a silence grows, so a tier begins on one day of the silence and holds until the status ends or the next order comes.
 -- For whole days, 100 * days * gaps > pct * span says the same as days >= DIV(pct * span, 100 * gaps) + 1.
--- A silence that ended by @from_date, or was longer than 2 * @at_risk_days by then, is in no tier: what was ordered before
--- that is only summed up. (Not with @p1_needs_median_revenue: then P1 depends on everybody else's revenue as well.)
-WITH visits AS (
-  SELECT customer_id, order_date, 1 AS order_days, orders, revenue_cents, last_order_cents
-  FROM customer_days
-  WHERE order_date BETWEEN CAST(DATE_SUB(@from_date, INTERVAL (2 * @at_risk_days) DAY) AS DATE) AND @to_date
-  UNION ALL
-  SELECT customer_id, MIN(order_date), COUNT(*), CAST(SUM(orders) AS INT64), CAST(SUM(revenue_cents) AS INT64), NULL
-  FROM customer_days
-  WHERE order_date < CAST(DATE_SUB(@from_date, INTERVAL (2 * @at_risk_days) DAY) AS DATE)
-  GROUP BY customer_id
-),
-silences AS (
+-- A silence that ended by @from_date, or was longer than 2 * @at_risk_days by then, is in no tier.
+-- (Not with @p1_needs_median_revenue: then P1 depends on everybody else's revenue as well.)
+WITH silences AS (
   SELECT
     customer_id,
+    first_order_date,
     order_date AS last_order_date,
+    orders_so_far AS total_orders,
+    order_days_so_far AS order_days,
+    revenue_cents_so_far AS total_revenue_cents,
     last_order_cents,
-    LEAD(order_date) OVER in_order AS next_order_date,
-    FIRST_VALUE(order_date) OVER so_far AS first_order_date,
-    CAST(SUM(order_days) OVER so_far AS INT64) AS order_days,
-    CAST(SUM(orders) OVER so_far AS INT64) AS total_orders,
-    CAST(SUM(revenue_cents) OVER so_far AS INT64) AS total_revenue_cents
-  FROM visits
-  WINDOW
-    in_order AS (PARTITION BY customer_id ORDER BY order_date),
-    so_far AS (in_order ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
-),
-rhythm AS (
-  SELECT
-    *,
-    DATE_DIFF(last_order_date, first_order_date, DAY) AS span_days,
-    order_days - 1 AS gaps,
+    DATE_DIFF(order_date, first_order_date, DAY) AS span_days,
+    order_days_so_far - 1 AS gaps,
     -- the last day before the next order; an open silence is followed to the end of the last tier
-    COALESCE(DATE_DIFF(next_order_date, last_order_date, DAY) - 1, 2 * @at_risk_days) AS last_day
-  FROM silences
-  WHERE last_order_cents IS NOT NULL AND (next_order_date IS NULL OR next_order_date > @from_date)
+    COALESCE(DATE_DIFF(next_order_date, order_date, DAY) - 1, 2 * @at_risk_days) AS last_day
+  FROM customer_days
+  WHERE order_date BETWEEN CAST(DATE_SUB(@from_date, INTERVAL (2 * @at_risk_days) DAY) AS DATE) AND @to_date
+    AND (next_order_date IS NULL OR next_order_date > @from_date)
 ),
 signals AS (
   -- from which day of the silence each signal is on; 2 * @at_risk_days + 1 is past every tier: never
@@ -51,7 +33,7 @@ signals AS (
       ELSE 2 * @at_risk_days + 1
     END AS unsettled_from,
     CASE WHEN 100 * last_order_cents * total_orders < @value_drop_pct * total_revenue_cents THEN @value_drop_score ELSE 0 END AS points
-  FROM rhythm
+  FROM silences
 ),
 enough AS (
   -- from which day the points are enough: HIGH while ACTIVE, MEDIUM or HIGH after that, where nobody is unsettled

@@ -3,26 +3,24 @@
 -- a shopping day the customer is ACTIVE, then AT_RISK, then INACTIVE, until the next shopping day ends all three. So one
 -- silence is at most four changes of the counts, and the counts of a day are the sum of all changes up to it.
 -- A silence that began more than @at_risk_days before @from_date is INACTIVE or over by then: INACTIVE is whoever is
--- left when ACTIVE and AT_RISK are taken from all customers, so older orders are read for the first order date only.
-WITH visits AS (
-  SELECT
-    order_date,
-    LEAD(order_date) OVER (PARTITION BY customer_id ORDER BY order_date) AS next_order_date
-  FROM customer_days
-  WHERE order_date BETWEEN CAST(DATE_SUB(@from_date, INTERVAL @at_risk_days DAY) AS DATE) AND @to_date
-),
-silences AS (
-  -- many customers share a beginning and a length; no silence is followed longer than until it is INACTIVE
+-- left when ACTIVE and AT_RISK are taken from all customers. What comes after @to_date is dropped.
+WITH silences AS (
+  -- many silences share a beginning and a length; none is followed longer than until it is INACTIVE
   SELECT
     UNIX_DATE(order_date) AS first_day,
-    LEAST(COALESCE(DATE_DIFF(next_order_date, order_date, DAY), @at_risk_days + 1), @at_risk_days + 1) AS days,
+    CASE
+      WHEN DATE_DIFF(next_order_date, order_date, DAY) <= @at_risk_days THEN DATE_DIFF(next_order_date, order_date, DAY)
+      ELSE @at_risk_days + 1
+    END AS days,
     COUNT(*) AS customers
-  FROM visits
+  FROM customer_days
+  WHERE order_date BETWEEN CAST(DATE_SUB(@from_date, INTERVAL @at_risk_days DAY) AS DATE) AND @to_date
   GROUP BY 1, 2
 ),
 first_orders AS (
-  SELECT UNIX_DATE(first_order_date) AS day, COUNT(*) AS customers
-  FROM (SELECT MIN(order_date) AS first_order_date FROM customer_days WHERE order_date <= @to_date GROUP BY customer_id) AS firsts
+  SELECT UNIX_DATE(order_date) AS day, COUNT(*) AS customers
+  FROM customer_days
+  WHERE order_date = first_order_date AND order_date <= @to_date
   GROUP BY 1
 ),
 calendar AS (
