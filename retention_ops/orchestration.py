@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -21,6 +21,7 @@ from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.versions import OrdersVersion
 
 OWNERS = ["team:retention"]
 JOB = "daily_loop"
@@ -40,9 +41,19 @@ class Loop:
     destinations: Callable[[str, str], Destination] | None = None
     """(name, mode) -> destination; None: as the settings name them"""
 
+    _orders_of_run: tuple[str, OrdersVersion | None] = ("", None)
+
     @property
     def settings(self) -> Settings:
         return self.lake.settings
+
+    @contextmanager
+    def workspace(self, run_id: str) -> Iterator[Workspace]:
+        """A Workspace on the orders the run's first asset found: orders that come in meanwhile wait for the next run."""
+        if self._orders_of_run[0] != run_id:
+            self._orders_of_run = (run_id, self.lake.orders())
+        with workspace(self.lake, self._orders_of_run[1]) as space:
+            yield space
 
 
 @contextmanager
@@ -175,13 +186,13 @@ def store_days(
     """
     days = days_of(context)
     tally = CheckTally(table)
-    kept = days[-loop.settings.snapshot_keep_days:] if TABLES[table].snapshot else days
+    oldest_kept = days[-1] - timedelta(days=loop.settings.snapshot_keep_days - 1) if TABLES[table].snapshot else days[0]
     order = PRIORITY_ORDER if table == "customer_priority" else None
-    with workspace(loop.lake) as space:
-        counted = days[:-len(kept)]
+    with loop.workspace(context.run_id) as space:
+        counted = [day for day in days if day < oldest_kept]
         _describe_counted(context, space, table, counted)
         done = len(counted)
-        for batch in compute(space, kept):
+        for batch in compute(space, days[done:]):
             passing = tally.passing(space, batch)
             facts = describe(space)
             for day in passing:

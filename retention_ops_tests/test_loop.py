@@ -158,6 +158,31 @@ def test_a_past_date_rebuilt_after_newer_orders_gives_the_same_rows_and_facts(tm
     assert_same(before, content(loop, [day]))
 
 
+def test_orders_that_come_in_during_a_run_wait_for_the_next_one(tmp_path, monkeypatch):
+    """A run is made of one version of the orders; what changed meanwhile is stale and named as such."""
+    loop = make_loop(tmp_path / "home")
+    before = loop.lake.orders().version
+    path = tmp_path / "late.csv"
+    path.write_text(f"order_id,customer_id,order_date,order_amount\nlate1,late,{D},12.00\n")
+    build = compute.Workspace.build
+
+    def meanwhile_orders_come_in(self, table, day):
+        if table == "churn_detection" and loop.lake.orders().version == before:
+            ingest([path], "orders", loop.settings)
+        build(self, table, day)
+
+    monkeypatch.setattr(compute.Workspace, "build", meanwhile_orders_come_in)
+    with dg.DagsterInstance.ephemeral() as stored:
+        outcome = run_dates(loop, D, D, stored)
+        assert outcome.success, outcome.errors
+        assert loop.lake.orders().version != before
+        assert {loop.lake.provenance(table, D)["orders_version"] for table in PER_DAY} == {before}
+        assert find_pack(loop.settings, D).manifest["orders_version"] == before
+        assert freshness(loop.lake).stale == [D]
+        assert run_dates(loop, D, D, stored).success
+    assert {loop.lake.provenance(table, D)["orders_version"] for table in PER_DAY} == {loop.lake.orders().version}
+
+
 def test_a_correction_marks_dates_stale_until_they_are_rebuilt(tmp_path):
     loop = make_loop(tmp_path / "home")
     days = span(5)

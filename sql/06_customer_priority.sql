@@ -2,6 +2,7 @@
 --   P1 prevention    ACTIVE and HIGH
 --   P2 intervention  AT_RISK and HIGH or MEDIUM
 --   P3 win-back      INACTIVE and HIGH, silent for at most twice @at_risk_days
+-- A range of days is asked only about customers who are in a tier: fast/priority_intervals.sql says when that is.
 WITH medians AS (
   -- asked for by few shops, and the one thing here that needs every customer
   SELECT DISTINCT

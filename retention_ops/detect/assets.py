@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from retention_ops.detect.compute import Workspace, workspace
+from retention_ops.detect.compute import Workspace
 from retention_ops.orchestration import (
     CheckTally,
     Loop,
@@ -77,7 +77,7 @@ def day_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDe
 def cohort_retention_evolution(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
     table = "cohort_retention_evolution"
     tally = CheckTally(table)
-    with workspace(loop.lake) as space:
+    with loop.workspace(context.run_id) as space:
         space.build_cohorts()
         if tally.passes(space, "all"):
             rows = loop.lake.write(space.connection, table, None, space.provenance)

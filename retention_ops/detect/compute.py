@@ -30,12 +30,12 @@ INPUT = {
 """table -> the per-day table it reads; base_customers, retention_daily and cohorts read customer_days"""
 
 BASELINE_DAYS = 7
-BATCH_ROWS = 1_000_000
-"""customer_priority rows of a range held at once, on average: some 250 MB"""
+BATCH_ROWS, BATCH_DAYS = 500_000, 31
+"""most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
 
 class Workspace:
-    """One connection with the CURRENT orders in it; `build` leaves a temp table named after the rule's table."""
+    """One connection with one version of the orders in it; `build` leaves a temp table named after the rule's table."""
 
     def __init__(self, lake: Lake, connection: duckdb.DuckDBPyConnection, orders: OrdersVersion):
         self.lake = lake
@@ -133,10 +133,10 @@ class Workspace:
         self._built["priority_intervals"] = (first, last)
 
     def queue_batches(self, days: list[date]) -> Iterator[list[date]]:
-        """Cuts consecutive `days` so that build_range("customer_priority") of a batch has some BATCH_ROWS rows."""
+        """Cuts consecutive `days` so that build_range("customer_priority") of a batch has at most some BATCH_ROWS rows."""
         self.build_intervals(days[0], days[-1])
         rows = self.connection.execute("SELECT SUM(to_day - from_day + 1) FROM priority_intervals").fetchall()[0][0] or 1
-        size = max(1, int(BATCH_ROWS * len(days) / rows))
+        size = max(1, min(BATCH_DAYS, int(BATCH_ROWS * len(days) / rows)))
         for start in range(0, len(days), size):
             yield days[start:start + size]
 
@@ -176,9 +176,9 @@ PRIORITY_ORDER = "priority_score DESC, total_revenue DESC, customer_id"
 
 
 @contextmanager
-def workspace(lake: Lake) -> Iterator[Workspace]:
-    """A Workspace on the CURRENT orders. Raises NoOrders where nothing was ingested."""
-    orders = lake.orders()
+def workspace(lake: Lake, orders: OrdersVersion | None = None) -> Iterator[Workspace]:
+    """A Workspace on `orders`, by default the CURRENT ones. Raises NoOrders where nothing was ingested."""
+    orders = orders or lake.orders()
     if orders is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with lake.connection() as connection:

@@ -5,7 +5,7 @@ from datetime import date, timedelta
 
 import dagster as dg
 
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.compute import PRIORITY_ORDER, Workspace
 from retention_ops.log.database import ops_database
 from retention_ops.log.exposures import last_handed_over
 from retention_ops.orchestration import (
@@ -84,7 +84,7 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
     check_templates(loop.settings)
     links = brief_links(loop.settings, context.run.run_id)
     newest = None
-    with workspace(loop.lake) as space, ops_database(loop.settings) as engine:
+    with loop.workspace(context.run_id) as space, ops_database(loop.settings) as engine:
         space.build_range("alert_logic", days[0] - timedelta(days=loop.settings.trend_days - 1), days[-1])
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")
         flagged = set(history.loc[history["alert_flag"], "alert_date"].dt.date)

@@ -2,13 +2,14 @@
 -- priority_intervals. 03_churn_detection.sql and 06_customer_priority.sql read them as they read the whole table and give the
 -- same rows of customer_priority, because customers in no tier leave none there and a customer's row depends on no other
 -- customer's. (With @p1_needs_median_revenue it does: then this is not used.)
-WITH days AS (
+WITH clipped AS (
   SELECT
     *,
+    GREATEST(from_day, DATE_DIFF(@from_date, last_order_date, DAY)) AS first_day,
+    LEAST(to_day, DATE_DIFF(@to_date, last_order_date, DAY)) AS last_day,
     -- half up in whole cents: (2 * sum + n) / 2n, cut off
     DIV((2 * total_revenue_cents + total_orders), (2 * total_orders)) / 100 AS avg_order_value
   FROM priority_intervals
-  WHERE from_day <= DATE_DIFF(@to_date, last_order_date, DAY) AND to_day >= DATE_DIFF(@from_date, last_order_date, DAY)
 )
 SELECT
   CAST(DATE_ADD(last_order_date, INTERVAL days_since_last_order DAY) AS DATE) AS as_of_date,
@@ -24,7 +25,6 @@ SELECT
   last_order_cents / 100 AS last_order_value,
   days_since_last_order,
   CASE priority_tier WHEN 'P1' THEN 'ACTIVE' WHEN 'P2' THEN 'AT_RISK' ELSE 'INACTIVE' END AS retention_status
-FROM days
-CROSS JOIN UNNEST(GENERATE_ARRAY(
-  GREATEST(from_day, DATE_DIFF(@from_date, last_order_date, DAY)), LEAST(to_day, DATE_DIFF(@to_date, last_order_date, DAY))
-)) AS days_since_last_order
+FROM clipped
+CROSS JOIN UNNEST(GENERATE_ARRAY(first_day, last_day)) AS days_since_last_order
+WHERE first_day <= last_day
