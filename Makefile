@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help demo test test-all ui lint lock clean
+.PHONY: help demo test test-all bench ui lint lock clean
 
 help:
 	@echo "make demo      synthetic shop with an incident; the whole loop; says where to look"
 	@echo "make test      the test suite (under 10 minutes)"
 	@echo "make test-all  the long tests too (under 90 minutes)"
+	@echo "make bench     what it costs, beside other tools: docs/benchmarks.md (BENCH='--sizes 1M,10M,100M' for more)"
 	@echo "make ui        Dagster's UI on the demo shop"
 	@echo "make lint      ruff"
 	@echo "make lock      rewrite constraints.txt from the versions installed now"
@@ -31,6 +32,9 @@ test: $(READY)
 
 test-all: $(READY)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+bench: $(READY)
+	@$(BIN)/python -m retention_ops_tests.bench $(BENCH)
 
 ui: $(READY)
 	@$(BIN)/retention-ops --home .retention_ops/demo ui
