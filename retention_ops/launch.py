@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -97,7 +97,7 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
     if last > first:
         dates = {}
         tags |= {RANGE_START: first.isoformat(), RANGE_END: last.isoformat()}
-    with nullcontext(stored) if stored else instance(loop.settings) as stored:
+    with _opened(loop.settings, stored) as stored:
         close_killed_runs(stored)
         job = build_defs(loop.settings, loop).resolve_job_def(JOB)
         result = job.execute_in_process(
@@ -132,15 +132,20 @@ def _expected_errors(base: type = RetentionOpsError) -> set[str]:
     return {base.__name__} | {name for child in base.__subclasses__() for name in _expected_errors(child)}
 
 
-def materialized_dates(settings: Settings, asset: str) -> set[date]:
+def _opened(settings: Settings, stored: dg.DagsterInstance | None) -> AbstractContextManager[dg.DagsterInstance]:
+    """The instance somebody has open already, or this home's: opening it costs more than asking it."""
+    return nullcontext(stored) if stored else instance(settings)
+
+
+def materialized_dates(settings: Settings, asset: str, stored: dg.DagsterInstance | None = None) -> set[date]:
     """Dates for which Dagster recorded a materialization of `asset`."""
-    with instance(settings) as stored:
+    with _opened(settings, stored) as stored:
         return {date.fromisoformat(key) for key in stored.get_materialized_partitions(dg.AssetKey(asset))}
 
 
-def last_run(settings: Settings) -> dict[str, Any] | None:
+def last_run(settings: Settings, stored: dg.DagsterInstance | None = None) -> dict[str, Any] | None:
     """Dates, status and start (UTC) of the newest run, whoever started it; runs whose command was killed are closed first."""
-    with instance(settings) as stored:
+    with _opened(settings, stored) as stored:
         close_killed_runs(stored)
         records = stored.get_run_records(limit=1)
     if not records:
@@ -151,11 +156,11 @@ def last_run(settings: Settings) -> dict[str, Any] | None:
     return {"run_id": run.run_id, "from": first, "to": last, "status": run.status.value.lower(), "started": records[0].create_timestamp}
 
 
-def mismatches(settings: Settings, lake: Lake) -> list[str]:
+def mismatches(settings: Settings, lake: Lake, stored: dg.DagsterInstance | None = None) -> list[str]:
     """Where the lake and Dagster's events disagree, in sentences; the cure for each is to run those dates again."""
     found = []
     for table in KEPT_FOR_EVER:
-        events, files = materialized_dates(settings, table), set(lake.days(table))
+        events, files = materialized_dates(settings, table, stored), set(lake.days(table))
         found += [f"{table}: {_span(files - events)} stored, but Dagster recorded no event"] if files - events else []
         found += [f"{table}: {_span(events - files)} recorded, but the file is gone"] if events - files else []
     return found

@@ -21,6 +21,8 @@ from retention_ops.commands.shared import MARKS, Json, examples, moment, say, sa
 from retention_ops.errors import RetentionOpsError
 from retention_ops.settings import Secrets, Settings
 
+app = typer.Typer()
+
 NEEDED: dict[str, tuple[str, ...]] = {
     "slack": ("slack_channel", "slack_token"),
     "jira": ("ticket_url", "ticket_user", "ticket_project", "ticket_token"),
@@ -35,6 +37,7 @@ TESTED = ("slack_channel", "ticket_project", "sheets_spreadsheet")
 """settings that have a twin for pilot"""
 
 
+@app.command(epilog=examples("doctor", "doctor --mode pilot", "doctor --json"))
 def doctor(
     mode: Annotated[
         Literal["pilot", "live"] | None, typer.Option("--mode", help="As if in this mode; default: the mode in force, or live.")
@@ -216,7 +219,3 @@ def _missing(name: str, settings: Settings, secrets: Secrets, mode: str) -> Iter
             known, description = getattr(settings, variable).strip(), Settings.model_fields[field].description
         if not known:
             yield _finding(name, False, f"RETENTION_OPS_{variable.upper()} is not set", f"set it: {description}")
-
-
-def register(app: typer.Typer) -> None:
-    app.command("doctor", epilog=examples("doctor", "doctor --mode pilot", "doctor --json"))(doctor)

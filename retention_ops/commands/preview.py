@@ -18,12 +18,14 @@ from retention_ops.commands.shared import Json, examples, say, say_next
 from retention_ops.errors import NoOrders
 from retention_ops.settings import Settings
 
+app = typer.Typer()
+
 WRITTEN = "audience_current"
 """the only table that building a pack writes into the lake"""
 
 
-@actions.app.command("preview", epilog=examples("actions preview --date 2026-06-30",
-                                                "actions preview --date 2026-06-30 --mode pilot --json"))
+@app.command("preview", epilog=examples("actions preview --date 2026-06-30",
+                                        "actions preview --date 2026-06-30 --mode pilot --json"))
 def preview(
     day: Annotated[date, shared.date_option("--date", "Reference date.")],
     mode: Annotated[

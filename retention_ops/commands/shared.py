@@ -91,6 +91,12 @@ def database(found: Settings) -> Iterator[Engine]:
         yield engine
 
 
+def lake(found: Settings) -> Any:
+    from retention_ops.warehouse.lake import Lake
+
+    return Lake(found)
+
+
 def has_database(found: Settings) -> bool:
     return bool(found.ops_database_url) or (found.home / "ops.sqlite").exists()
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
+import sqlalchemy as sa
 
 from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger
@@ -18,6 +19,7 @@ from retention_ops.execute.gate import ALERT_TYPE, Decision
 from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job
 from retention_ops.execute.respond import Responder
 from retention_ops.log import runs
+from retention_ops.log.database import answers, ops_runs_log
 from retention_ops.orchestration import Loop, open_responder
 
 BATCH = 100
@@ -30,6 +32,8 @@ GRACE_SECONDS = 60
 MAX_TRIES = 6
 FIRST_ANSWER = timedelta(minutes=10)
 """how long after it was computed a date may be without any answer"""
+UNLOGGED = timedelta(minutes=5)
+"""how long an answer may be without a row in the log"""
 HISTORY = "retention_ops/history"
 
 
@@ -87,7 +91,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loo
 )
 def follow_up_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loop]) -> dg.SensorResult:
     with open_responder(loop, "follow_up_sensor") as responder:
-        return dg.SensorResult(run_requests=[*_due(responder), *_unanswered(responder)])
+        return dg.SensorResult(run_requests=[*_due(responder), *_unanswered(responder), *_unlogged(responder)])
 
 
 def _due(responder: Responder) -> Iterator[dg.RunRequest]:
@@ -119,6 +123,29 @@ def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
         # a run that died wrote no row: it is asked for again when the pause has doubled, under a key of its own
         again = min(int(math.log2(waited / pause)), MAX_TRIES - 1 - tries)
         yield _request([day], f"{identity(decision, day, responder.settings.mode)}:again:{tries}.{again}")
+
+
+def _unlogged(responder: Responder) -> Iterator[dg.RunRequest]:
+    """One run for all dates whose answer stands, but every run that could have logged it was killed."""
+    now, mode = responder.clock(), responder.settings.mode
+    answered = (
+        sa.select(answers.c.alert_date, sa.func.max(answers.c.answered_at).label("at")).filter_by(mode=mode)
+        .group_by(answers.c.alert_date).subquery()
+    )
+    logged = (
+        sa.select(ops_runs_log.c.alert_date, sa.func.max(ops_runs_log.c.run_timestamp).label("at")).filter_by(mode=mode)
+        .group_by(ops_runs_log.c.alert_date).subquery()
+    )
+    query = (
+        sa.select(answered.c.alert_date).outerjoin(logged, logged.c.alert_date == answered.c.alert_date)
+        .where(answered.c.at <= now - UNLOGGED, sa.or_(logged.c.at.is_(None), logged.c.at < answered.c.at))
+        .order_by(answered.c.alert_date)
+    )
+    with responder.engine.connect() as connection:
+        days = list(connection.execute(query).scalars())
+    if days:
+        key = ledger.digest([mode, *map(str, days)])[:32]
+        yield _request(days, f"unlogged:{key}:{int(now.timestamp() // UNLOGGED.total_seconds())}")
 
 
 def _computed_at(responder: Responder, day: date) -> datetime:

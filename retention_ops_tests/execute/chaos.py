@@ -149,27 +149,39 @@ def kill(process: int) -> bool:
 
 @dataclass
 class Killer:
-    """Kills `times` processes of an installation at random moments; run workers most often, as that is where sends happen."""
+    """Kills `times` processes of an installation at random moments.
+
+    Mostly run workers, as that is where sends happen; sometimes everything at once, as a power cut does, each process counted.
+    """
 
     installation: Installation
     times: int
     seed: int
     killed: Counter = field(default_factory=Counter)
-    done: int = 0
+    power_cuts: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.killed.total()
 
     def run(self, seconds: float) -> None:
-        """Until all are killed, or `seconds` are over."""
+        """Until so many are killed, or `seconds` are over."""
         dice, end = random.Random(self.seed), time.monotonic() + seconds
         while self.done < self.times and time.monotonic() < end:
-            kind = dice.choices(("run worker", "daemon", "code server"), (5, 2, 3))[0]
-            if not self._any("main", 30) or not self._any(kind, 40):
+            event = dice.choices(("run worker", "power cut", "daemon", "code server"), (60, 15, 10, 15))[0]
+            if not self._any("run worker" if event == "power cut" else event, 60):
                 continue
             # a worker needs 2 s to import its code and a few more to answer
-            time.sleep(dice.uniform(0, 7) if kind == "run worker" else dice.uniform(1, 14))
-            victims = self.installation.processes(kind)
-            if victims and kill(dice.choice(victims)):
-                self.killed[kind] += 1
-                self.done += 1
+            time.sleep(dice.uniform(0, 7) if event in ("run worker", "power cut") else dice.uniform(1, 9))
+            if event == "power cut":
+                kinds = ("daemon", "code server", "run worker")
+                victims = [(kind, process) for kind in kinds for process in self.installation.processes(kind)]
+                self.power_cuts += 1
+            else:
+                found = self.installation.processes(event)
+                victims = [(event, dice.choice(found))] if found else []
+            for kind, process in victims[: self.times - self.done]:
+                self.killed[kind] += kill(process)
 
     def _any(self, kind: str, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

@@ -151,7 +151,7 @@ class Far:
 
 
 def _pattern(path: str) -> str:
-    path = re.sub(r"(?<=/)(RET-\d+|\d{2,}|F\d{8}|\d+(?=$|/))", "{id}", path)
+    path = re.sub(r"(?<=/)(RET-\d+|\d{2,}|F\d{8})|(?<=/issue/)\d+", "{id}", path)
     return re.sub(r"external:\w+", "external:{key}", path).replace("/spreadsheets/book", "/spreadsheets/{id}")
 
 
@@ -425,6 +425,7 @@ class SmtpProxy:
             threading.Thread(target=self._converse, args=(client,), daemon=True).start()
 
     def _converse(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with client, socket.create_connection(("127.0.0.1", self.upstream)) as server, suppress(OSError):
             ask, answer = client.makefile("rb"), server.makefile("rb")
             name, text = "connect", b""

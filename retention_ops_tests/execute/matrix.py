@@ -10,6 +10,8 @@ from __future__ import annotations
 import http.client
 import json
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
 import os
 import random
 import shutil
@@ -419,9 +421,10 @@ class Stage:
         installation, key = self._prepare(case.kind, QUICK if hurried else PATIENT)
         try:
             errors = self._play(case, installation, key)
+            self.far.aim({})
             return Outcome(self._judge(installation, key, errors), tuple(errors))
-        except (AssertionError, sa.exc.SQLAlchemyError) as error:
-            raise Wrong(f"{case}: {error}") from error
+        except Exception as error:
+            raise Wrong(f"{case}: {type(error).__name__}: {error}") from error
         finally:
             self.far.aim({})
 
@@ -464,9 +467,7 @@ class Stage:
         return False
 
     def _kill_process(self, case: Case, installation: Installation, key: str) -> bool:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        process = context.Process(target=_doomed, args=(installation, key, case.strikes, self.clock.now))
+        process = forkserver().Process(target=_doomed, args=(installation, key, case.strikes, self.clock.now))
         process.start()
         process.join(60)
         died = process.exitcode == -signal.SIGKILL
@@ -557,13 +558,29 @@ def judge_log(log: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
     last, held = log[-1], [row for row in rows if row["state"] not in (ledger.SENT, ledger.CANCELLED)]
     assert (last["status"] == "failed") == bool(held), f"the log says {last['status']}, held are {[row['slot'] for row in held]}"
     for row in held:
-        assert row["last_error"][:200] in last["error_message"], f"the log does not say why: {last['error_message']}"
+        assert (row["last_error"] or "")[:200] in last["error_message"], f"the log does not say why: {last['error_message']}"
     for row in rows:
         sent = row["state"] == ledger.SENT and row["destination"] != "local"
         if (row["slot"], row["kind"]) == ("slack", "post"):
             assert last["slack_message_ts"] == (row["external_id"] if sent else None)
         if (row["slot"], row["kind"]) == ("ticket", "create"):
             assert last["ticket_id"] == (row["external_id"] if sent else None)
+
+
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Where workers are forked from: a process that has everything imported and no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "retention_ops.definitions"])
+    before = os.environ.get("PYTHONPATH")
+    # Python 3.11 does not hand its own path on to the fork server, which then imports nothing, without a word
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
 
 
 def _doomed(installation: Installation, key: str, strikes: Sequence[Strike], now: datetime) -> None:
@@ -648,6 +665,7 @@ def cases_of(stage: Stage, *, several: int = 4, processes: bool = False, seed: i
 def staged(far: Far, store: Store, folder: Path, pack_home: Path | None = None, pack_day: date | None = None) -> Iterator[Stage]:
     """A stage whose far side runs until the block ends."""
     with ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
         stage = Stage(far, store, folder, pack_home, pack_day)
         far.start(stack, folder, stage.clock)
         yield stage

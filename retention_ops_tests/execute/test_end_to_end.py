@@ -24,7 +24,7 @@ from retention_ops.log import runs
 from retention_ops.log.database import answers, ops_database, ops_events
 from retention_ops_tests.execute import chaos
 from retention_ops_tests.execute.browser import CHROMIUM, chromium
-from retention_ops_tests.execute.servers import jira, roundup, slack
+from retention_ops_tests.execute.servers import jira, loopback, roundup, slack
 from retention_ops_tests.test_ui import free_port, wait_for
 
 # read before any test, because each test starts without our variables
@@ -124,6 +124,7 @@ def _looked_at(ui: chaos.Installation, folder: Path, day: date, run_id: str, pro
     with chromium(profile) as page:
         page.open(f"{base}/runs/{run_id}", "incident_response_job", "gate", "plan", "slack", "ticket", "sheets", "webhook",
                   "record", "Success")
+        page.drag(645, 367, 520)  # more room for the steps
         page.picture(folder / "incident_run.png")
         page.open(f"{base}/assets/incident_response?view=partitions&partition={day}", str(day), "ticket_id", "RET-1", "link_message",
                   "success")
@@ -131,6 +132,24 @@ def _looked_at(ui: chaos.Installation, folder: Path, day: date, run_id: str, pro
         page.open(f"{base}/locations/__repository__@retention_ops.definitions/sensors/alert_sensor", "alert_sensor", "Running",
                   "incident_response_job", "1 run requested")
         page.picture(folder / "sensor.png")
+
+
+class Slow:
+    """Takes as long as an API on the internet, so that kills also fall between a call and its answer."""
+
+    def handle(self, request: loopback.Request) -> loopback.Reply:
+        time.sleep(0.3)
+        reply = super().handle(request)
+        time.sleep(0.3)
+        return reply
+
+
+class SlowSlack(Slow, slack.SlackServer):
+    pass
+
+
+class SlowRoundup(Slow, roundup.RoundupServer):
+    pass
 
 
 @pytest.mark.slow
@@ -141,7 +160,7 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
     days = flagged[-ALERTS:]
     assert len(days) == ALERTS
     chaos.materialize(settings, chaos.BEFORE_THE_ALERT, days[0], days[-1])
-    with slack.SlackServer() as channel, roundup.RoundupServer(tmp_path / "tracker") as tracker:
+    with SlowSlack() as channel, SlowRoundup(tmp_path / "tracker") as tracker:
         environment = slack_settings(channel) | {f"RETENTION_OPS_{name.upper()}": str(value) for name, value in rules.items()} | {
             "RETENTION_OPS_LEASE_SECONDS": "60", "RETENTION_OPS_MAX_MESSAGES_PER_DAY": "10000",
             "RETENTION_OPS_TICKETS_TO": "roundup", "RETENTION_OPS_TICKET_URL": tracker.url, "RETENTION_OPS_TICKET_USER": "admin",
@@ -163,7 +182,8 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
         assert killer.done == KILLS
         counted = _count(settings, days, channel, tracker)
     counted = {
-        "killed": _words(killer.killed), "starts of `retention-ops ui`": ui.starts, "alerts": ALERTS, **counted,
+        "killed": f"{_words(killer.killed)}; {killer.power_cuts} times all at once",
+        "starts of `retention-ops ui`": ui.starts, "alerts": ALERTS, **counted,
         "minutes": f"{(ended - began) / 60:.1f}, {(ended - hunted) / 60:.1f} of them after the last kill", "seed": SEED,
     }
     print("\nCHAOS " + "; ".join(f"{name}: {value}" for name, value in counted.items()))

@@ -385,8 +385,7 @@ def test_replace_does_not_get_past_append_only(tmp_path, table):
         exposed(opened)
         with opened.begin() as connection:
             before = connection.execute(sa.text(f"SELECT * FROM {table}")).all()
-            columns = ", ".join("'1999-01-01'" if name == "at" else name for name in connection.execute(
-                sa.text(f"SELECT * FROM {table}")).keys())
+            columns = ", ".join("'1999-01-01'" if column.name == "at" else column.name for column in metadata.tables[table].columns)
             connection.execute(sa.text(f"INSERT OR REPLACE INTO {table} SELECT {columns} FROM {table}"))
             assert connection.execute(sa.text(f"SELECT * FROM {table}")).all() == before != []
 
