@@ -203,10 +203,9 @@ def _by_hand(key: str, what: Literal["retry", "cancel", "sent", "absent"], by: s
         if what == "absent":
             row = ledger.absent(engine, key, by, why, now)
         else:
-            row = ledger.by_hand(engine, key, what, by, why, now, external_id=external_id)
-        if what == "sent":  # who was handed over belongs to the proof, also where a person gives it
-            with engine.begin() as connection:
-                responder(settings, engine).door.recorded(connection, row)
+            # who was handed over belongs to the proof, also where a person gives it
+            recorded = responder(settings, engine).door.recorded
+            row = ledger.by_hand(engine, key, what, by, why, now, external_id=external_id, recorded=recorded)
         warning = _blocked(engine, settings, row)
     if as_json:
         shared.print_json(_without_payload(row))

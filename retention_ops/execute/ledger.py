@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
@@ -296,8 +296,12 @@ def release(
 
 def by_hand(
     engine: Engine, key: str, what: Literal["retry", "cancel", "sent"], who: str, why: str, now: datetime, *, external_id: str = "",
+    recorded: Callable[[Connection, Row], None] = lambda connection, row: None,
 ) -> Row:
-    """A person's decision, with name and reason: try again, never send, or record that it is there already."""
+    """A person's decision, with name and reason: try again, never send, or record that it is there already.
+
+    `recorded` writes, in the same transaction, what belongs to the proof of sending (see Door).
+    """
     if not who.strip() or not why.strip():
         raise LedgerError("say who decides (--by) and why (--why); both are recorded")
     with engine.begin() as connection:
@@ -322,7 +326,10 @@ def by_hand(
             values |= {"external_id": external_id, "last_error": None}
         if what != "retry":
             _void(connection, key, f"by hand ({what})", now)
-        return _move(connection, row, state, who, now, f"by hand ({what}): {why}", **values)
+        moved = _move(connection, row, state, who, now, f"by hand ({what}): {why}", **values)
+        if what == "sent":
+            recorded(connection, moved)
+        return moved
 
 
 def absent(engine: Engine, key: str, who: str, why: str, now: datetime) -> Row:

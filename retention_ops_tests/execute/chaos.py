@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -152,11 +152,13 @@ class Killer:
     """Kills `times` processes of an installation at random moments.
 
     Mostly run workers, as that is where sends happen; sometimes everything at once, as a power cut does, each process counted.
+    Every other time it waits for `progress` to grow first: a system that never gets anything done has nothing to do twice.
     """
 
     installation: Installation
     times: int
     seed: int
+    progress: Callable[[], int]
     killed: Counter = field(default_factory=Counter)
     power_cuts: int = 0
 
@@ -169,7 +171,10 @@ class Killer:
         dice, end = random.Random(self.seed), time.monotonic() + seconds
         while self.done < self.times and time.monotonic() < end:
             event = dice.choices(("run worker", "power cut", "daemon", "code server"), (60, 15, 10, 15))[0]
-            if not self._any("run worker" if event == "power cut" else event, 60):
+            if dice.random() < 0.5:
+                before = self.progress()
+                self._until(40, lambda before=before: self.progress() > before)
+            if not self._until(60, lambda kind="run worker" if event == "power cut" else event: self.installation.processes(kind)):
                 continue
             # a worker needs 2 s to import its code and a few more to answer
             time.sleep(dice.uniform(0, 7) if event in ("run worker", "power cut") else dice.uniform(1, 9))
@@ -183,12 +188,12 @@ class Killer:
             for kind, process in victims[: self.times - self.done]:
                 self.killed[kind] += kill(process)
 
-    def _any(self, kind: str, seconds: float) -> bool:
+    def _until(self, seconds: float, condition: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.installation.processes(kind):
+            if condition():
                 return True
-            time.sleep(0.2)
+            time.sleep(0.3)
         return False
 
 

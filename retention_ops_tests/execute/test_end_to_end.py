@@ -168,7 +168,7 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
             "RETENTION_OPS_TICKET_PRIORITY_CRITICAL": "critical",
         }
         with chaos.Installation(settings.home, free_port(), environment) as ui, chaos.Arrivals(ui) as alerts:
-            killer = chaos.Killer(ui, KILLS, SEED)
+            killer = chaos.Killer(ui, KILLS, SEED, lambda: _logged(settings))
             hunt = threading.Thread(target=killer.run, args=(1080,), daemon=True)
             hunt.start()
             for number, day in enumerate(days):
@@ -189,6 +189,11 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
     print("\nCHAOS " + "; ".join(f"{name}: {value}" for name, value in counted.items()))
     if SUMMARY:
         Path(SUMMARY).write_text("| what | count |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in counted.items()))
+
+
+def _logged(settings) -> int:
+    with ops_database(settings) as engine:
+        return len(runs.rows(engine))
 
 
 def _words(counts: Counter) -> str:
