@@ -232,7 +232,7 @@ def test_a_flagged_newest_day_is_rehearsed_and_older_flagged_days_are_history(tm
     pack = find_pack(loop.settings, day)
     verify(pack)
     outbox = {path.stem: json.loads(path.read_text()) for path in (pack.folder / "outbox").iterdir()}
-    assert set(outbox) == {"slack", "ticket", "sheets", "webhook"}
+    assert set(outbox) == {"slack", "slack_chart", "ticket", "sheets", "webhook"}
     assert all(message["sent"] is False and message["mode"] == "shadow" for message in outbox.values())
 
 

@@ -329,7 +329,16 @@ def by_hand(
         moved = _move(connection, row, state, who, now, f"by hand ({what}): {why}", **values)
         if what == "sent":
             recorded(connection, moved)
+        if what == "cancel":
+            _cancel_children(connection, key, who, now)
         return moved
+
+
+def _cancel_children(connection: Connection, key: str, who: str, now: datetime) -> None:
+    """What builds on a cancelled action can never go out: replies to a message that was not posted."""
+    waiting = sa.select(actions).where(actions.c.parent_key == key, actions.c.state.in_((PLANNED, NEEDS_HUMAN, FAILED)))
+    for child in connection.execute(waiting.with_for_update()).mappings().all():
+        _move(connection, dict(child), CANCELLED, who, now, f"what it builds on ({key[:12]}) was cancelled", **_FREE, not_before=None)
 
 
 def absent(engine: Engine, key: str, who: str, why: str, now: datetime) -> Row:

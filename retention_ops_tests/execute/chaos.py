@@ -176,8 +176,8 @@ class Killer:
                 self._until(40, lambda before=before: self.progress() > before)
             if not self._until(60, lambda kind="run worker" if event == "power cut" else event: self.installation.processes(kind)):
                 continue
-            # a worker needs 2 s to import its code and a few more to answer
-            time.sleep(dice.uniform(0, 7) if event in ("run worker", "power cut") else dice.uniform(1, 9))
+            # a worker needs 3 s to import its code and some ten to answer
+            time.sleep(dice.uniform(0, 12) if event in ("run worker", "power cut") else dice.uniform(1, 9))
             if event == "power cut":
                 kinds = ("daemon", "code server", "run worker")
                 victims = [(kind, process) for kind in kinds for process in self.installation.processes(kind)]

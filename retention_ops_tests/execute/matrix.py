@@ -42,6 +42,8 @@ from retention_ops_tests.execute.far import CONNECT, LABELS, PATIENT, QUICK, Far
 
 START = datetime(2026, 7, 1, 10, 0, tzinfo=UTC)
 DAY = date(2026, 6, 30)
+PROCESSES = 3
+"""real processes killed per action, drawn by the seed from all the places where they can be"""
 ROUNDS = 40
 """workers that come back, at most; more means that a case never ends"""
 RESUMED = Decision("resume", "the run was started again")
@@ -657,7 +659,8 @@ def cases_of(stage: Stage, *, several: int = 4, processes: bool = False, seed: i
     for kind, found in steps.items():
         cases += single_faults(stage.far, kind, stage.store.name, found)
         cases += several_faults(stage.far, kind, stage.store.name, found, several, seed)
-        cases += killed_processes(stage.far, kind, stage.store.name, found) if processes else []
+        real = list(killed_processes(stage.far, kind, stage.store.name, found)) if processes else []
+        cases += random.Random(f"{seed} {stage.far.label} {kind}").sample(real, min(PROCESSES, len(real)))
     return {f"{stage.far.label}.{kind}": found for kind, found in steps.items()}, cases
 
 

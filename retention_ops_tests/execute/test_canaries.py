@@ -12,9 +12,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -115,9 +116,16 @@ def echo(server: LoopbackServer, status: int, times: int) -> None:
     server.handle = careless
 
 
+class RunningTime(Time):
+    """A clock that can be set forward, and goes on by itself: the jobs wait in earnest."""
+
+    def __call__(self) -> datetime:
+        return self.now + timedelta(seconds=time.monotonic())
+
+
 @pytest.fixture
 def clock():
-    return Time(pd.Timestamp("2026-07-01T10:00:00Z").to_pydatetime())
+    return RunningTime(datetime(2026, 7, 1, 10, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -199,7 +207,7 @@ def test_no_canary_sings(world, shop, clock, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     for name in (*SERVERS_OWN, *TALKATIVE):
         caplog.set_level(logging.CRITICAL if name in SERVERS_OWN else logging.INFO, logger=name)
-    clock.now = shop.next_morning
+    clock.now = shop.next_morning - timedelta(seconds=time.monotonic())
     world.fail()
     raised = answer(world, shop, clock)
     said = capfd.readouterr()
@@ -212,7 +220,7 @@ def test_no_canary_sings(world, shop, clock, caplog, capfd):
         places[name] = f"{places.get(name, '')}{record.getMessage()} {record.exc_text or ''}\n"
     songs = {place: found for place, text in places.items() if (found := found_in(text, everything))}
     assert songs == {}
-    assert "log of dagster" in places and "log of urllib3.connectionpool" not in places
+    assert "RUN_SUCCESS" in said.err, "Dagster's own log was not searched"
     assert_files_are_silent(shop.home, secrets)
     assert_requests_are_silent(world, secrets)
 

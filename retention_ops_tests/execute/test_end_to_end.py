@@ -138,9 +138,9 @@ class Slow:
     """Takes as long as an API on the internet, so that kills also fall between a call and its answer."""
 
     def handle(self, request: loopback.Request) -> loopback.Reply:
-        time.sleep(0.3)
+        time.sleep(0.8)
         reply = super().handle(request)
-        time.sleep(0.3)
+        time.sleep(0.8)
         return reply
 
 

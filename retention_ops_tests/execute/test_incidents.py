@@ -207,6 +207,8 @@ def test_precision_counts_what_people_said_about_real_alarms(engine):
     (lambda engine, number: None, True),
     (lambda engine, number: incidents.acknowledge(engine, number, "Ada", NOW), False),
     (lambda engine, number: incidents.close(engine, number, "real", "Ada", "", NOW), False),
+    (lambda engine, number: incidents.snooze(engine, number, NOW + timedelta(hours=5), "Ada", "holiday", NOW), False),
+    (lambda engine, number: incidents.snooze(engine, number, NOW + timedelta(hours=3), "Ada", "lunch", NOW), True),
 ])
 def test_only_what_nobody_took_is_overdue(engine, change, overdue):
     number = opened(engine, "CRITICAL")

@@ -87,9 +87,10 @@ def test_the_second_flagged_day_answers_in_the_thread(stage):
     stage.answer(DAY)
     row = stage.answer(WARNINGS[1])
     assert stage.world.tally() == {
-        "slack": {"post": 1, "chart": 1, "update": 1, "reply": 1}, "jira": {"create": 1, "comment": 1}, "sheets": {"publish": 2},
+        "slack": {"post": 1, "chart": 1, "update": 2, "reply": 1}, "jira": {"create": 1, "comment": 1}, "sheets": {"publish": 2},
         "webhook": {"post": 2}}
-    reply, comment = stage.world.slack.arrived[-1], stage.world.jira.arrived[-1]
+    reply, comment, linked = stage.world.slack.arrived[-2], stage.world.jira.arrived[-1], stage.world.slack.arrived[-1]
+    assert linked["parent"] == reply["id"] and f"P1-{WARNINGS[1]}" in json.dumps(linked["payload"]), "the new lists are linked in the reply"
     assert reply["parent"] == stage.world.slack.arrived[0]["id"] and comment["parent"] == stage.world.jira.arrived[0]["id"]
     assert "2024-02-20: still WARNING" in reply["payload"]["text"] and "the baseline of this incident is 38.7 %" in reply["payload"]["text"]
     assert row["status"] == "success" and incident(stage)["last_flagged_on"] == WARNINGS[1]
