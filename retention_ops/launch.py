@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,9 +19,12 @@ from retention_ops.definitions import build_defs
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
 from retention_ops.settings import Settings
+from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
 from retention_ops.warehouse.lake import Lake
 
+FIRST_SHIPPED = "65ee01a21ecc681cbb1d1fad26ce975aca77b8371f5740a85da75a9e0046598c"
+"""the dagster.yaml of homes from before its hash was kept beside it"""
 PROCESS_TAG = "retention_ops/process"
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED]
 
@@ -40,10 +43,21 @@ def dagster_home(settings: Settings) -> Path:
     """The folder Dagster keeps its own state in, with its dagster.yaml in place."""
     home = (settings.home / "dagster").absolute()
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    _keep_current(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
     return home
+
+
+def _keep_current(target: Path) -> None:
+    """Puts the shipped dagster.yaml in place, and a newer one later; a file somebody changed stays as it is."""
+    shipped, stamp = (Path(__file__).parent / "dagster.yaml").read_bytes(), target.with_name(".dagster.yaml.sha256")
+    if target.exists():
+        ours = {stamp.read_text() if stamp.exists() else "", FIRST_SHIPPED}
+        found = hashlib.sha256(target.read_bytes()).hexdigest()
+        if found not in ours or found == hashlib.sha256(shipped).hexdigest():
+            return
+    write_atomic(target, shipped)
+    write_atomic(stamp, hashlib.sha256(shipped).hexdigest())
 
 
 def instance(settings: Settings) -> dg.DagsterInstance:

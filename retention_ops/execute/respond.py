@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,12 +23,12 @@ from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
 from retention_ops.execute.destinations.seam import Destination, Table
 from retention_ops.execute.door import Content, Door, ListChanged
-from retention_ops.execute.gate import ACTED, ALERT_TYPE, Decision, Gate
+from retention_ops.execute.gate import ALERT_TYPE, Decision, Gate
 from retention_ops.execute.ledger import Intent
 from retention_ops.execute.plan import Draft, Planner
 from retention_ops.execute.redact import redact
 from retention_ops.log import exposures, runs
-from retention_ops.log.database import answers, lock_responses, ops_runs_log
+from retention_ops.log.database import answers, lock_responses
 from retention_ops.package.audiences import TIERS, Audience, allowed_table, audience_sha256
 from retention_ops.package.brief import CHART_FILE
 from retention_ops.package.pack import current_audiences, find_pack
@@ -184,8 +184,8 @@ class Responder:
     def link(self, day: date) -> None:
         """Adds the ticket and the sheets to D's Slack message once they exist: the first post, or the newest thread reply."""
         rows = self.actions(day)
-        said = [row for row in rows if row["slot"] == "slack" and row["kind"] in ("post", "reply") and row["answer_id"] and row["state"] == ledger.SENT]
-        post = said[-1] if said else None
+        told = [row for row in rows if row["slot"] == "slack" and row["kind"] in ("post", "reply") and row["answer_id"]]
+        post = next((row for row in reversed(told) if row["state"] == ledger.SENT), None)
         links = {name: url for name, url in links_of(rows).items() if name != "message"}
         if post is None or post["destination"] == "local" or not links:
             return
@@ -341,7 +341,6 @@ class Responder:
             done = self._deliver(row)
             if (done["state"], done["attempts"], done["looked_up"]) != before:
                 touched[row["alert_date"]] = None
-        touched |= dict.fromkeys(self.unlogged())
         written = []
         for day in touched:
             problem = ""
@@ -353,19 +352,6 @@ class Responder:
                 problem = self.text(error)
             written.append(self.record(day, None, problem))
         return written
-
-    def unlogged(self) -> list[date]:
-        """Dates answered a lease or longer ago without a log row since: their run ended before it could write one."""
-        logged = sa.select(ops_runs_log.c.position).where(
-            ops_runs_log.c.alert_date == answers.c.alert_date, ops_runs_log.c.mode == answers.c.mode,
-            ops_runs_log.c.run_timestamp >= answers.c.answered_at,
-        )
-        query = sa.select(answers.c.alert_date).distinct().order_by(answers.c.alert_date).where(
-            answers.c.mode == self.settings.mode, answers.c.verdict.in_((*ACTED, "retract", "resolve")), ~logged.exists(),
-            answers.c.answered_at <= self.clock() - timedelta(seconds=self.settings.lease_seconds),
-        )
-        with self.engine.connect() as connection:
-            return list(connection.execute(query).scalars())
 
     def _escalate_overdue(self) -> None:
         """Tells the backup once about an incident nobody acknowledged in time."""

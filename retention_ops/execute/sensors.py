@@ -101,9 +101,8 @@ def _due(responder: Responder) -> Iterator[dg.RunRequest]:
         [row["key"], row["attempts"], row["looked_up"]] for row in ledger.due(responder.engine, now, GRACE_SECONDS) if row["mode"] == mode
     ]
     late = [incident["id"] for incident in incidents.overdue(responder.engine, mode, now)] if mode in ("pilot", "live") else []
-    silent = [day.isoformat() for day in responder.unlogged()]
-    if waiting or late or silent:
-        key = f"{ledger.digest([waiting, late, silent])[:32]}:{int(now.timestamp() // 300)}"
+    if waiting or late:
+        key = f"{ledger.digest([waiting, late])[:32]}:{int(now.timestamp() // 300)}"
         yield dg.RunRequest(run_key=f"due:{key}", job_name=FOLLOW_UP_JOB, tags={"dagster/priority": "10"})
 
 

