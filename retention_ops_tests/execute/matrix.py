@@ -171,7 +171,7 @@ class Saboteur:
         self.dead = False
         self.asked = self.answered = 0
         self.thread = threading.get_ident()
-        far.aim({strike.request: WIRE[strike.fault] for strike in strikes if strike.fault in WIRE})
+        self.aim = far.aim({strike.request: WIRE[strike.fault] for strike in strikes if strike.fault in WIRE})
 
     def checkpoint(self, step: str, row: Row) -> None:
         if step == "before_send" and self.full & {FULL[1], FULL[2]}:
@@ -194,6 +194,11 @@ class Saboteur:
         if threading.get_ident() == self.thread and (self.dead or self.asked - 1 in self.after):
             self.after.discard(self.asked - 1)
             self._kill()
+
+    def missed(self) -> list[str]:
+        """Strikes that never came to pass: the case proves nothing."""
+        kills = [f"a kill around request {number}" for number in (*self.before, *self.after)]
+        return kills + [f"a kill at {step}" for step, left in self.at_checkpoint.items() if left > 0] + self.aim.missed()
 
     def _kill(self) -> None:
         self.dead = True
@@ -456,6 +461,8 @@ class Stage:
                 break
             due = max(filter(None, (row["not_before"], row["lease_until"], self.clock.now)))
             self.clock.now = due + timedelta(seconds=1)
+        if case.column != SEVERAL:
+            assert not saboteur.missed(), f"never struck: {saboteur.missed()}"
         if any(strike.fault in FULL for strike in case.strikes):
             assert any(self.store.is_full(error) for error in errors), f"the ledger was never full: {errors}"
         return errors
