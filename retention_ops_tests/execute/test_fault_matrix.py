@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections import Counter
 from contextlib import ExitStack
 from datetime import timedelta
@@ -180,7 +181,8 @@ def test_sixteen_threads_on_one_incident_post_once(shop, stores, tmp_path, datab
         response = slack_response(stack, shop, stores(database), tmp_path)
 
         def worker(number):
-            with response.worker(f"run-{number}") as responder:
+            # they wait in earnest: sixteen that set one clock forward would let each other's leases run out
+            with response.worker(f"run-{number}", sleep=time.sleep) as responder:
                 responder.answer(shop.day)
 
         race([lambda number=number: worker(number) for number in range(WORKERS)])

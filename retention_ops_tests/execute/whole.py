@@ -112,14 +112,16 @@ class Response:
     @contextmanager
     def worker(
         self, run_id: str, saboteur: Saboteur | None = None, patience: float = PATIENT, clock: Clock | None = None,
-        checkpoint: Callable[[str, ledger.Row], None] | None = None,
+        checkpoint: Callable[[str, ledger.Row], None] | None = None, sleep: Callable[[float], None] | None = None,
     ) -> Iterator[Responder]:
+        """A responder with an engine of its own; unless `sleep` is given, waiting moves the clock."""
         clock = clock or self.clock
         far = CONNECT[self.far.destination](self.settings, self.secrets, clock, patience)
         with ops_database(self.settings) as engine:
             self.store.watch(engine)
             yield Responder(
-                Lake(self.settings), engine, self.settings, run_id, clock=clock, secrets=self.secrets, patience=5, sleep=self._pass,
+                Lake(self.settings), engine, self.settings, run_id, clock=clock, secrets=self.secrets, patience=5,
+                sleep=sleep or self._pass,
                 destinations=lambda name, mode: Local(self.settings, mode) if name == "local" else far,
                 checkpoint=checkpoint or (saboteur.checkpoint if saboteur else lambda step, row: None),
             )
