@@ -6,6 +6,7 @@ import csv
 from datetime import date, datetime
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from retention_ops.clock import Clock, system_clock
@@ -14,7 +15,7 @@ from retention_ops.execute import incidents, ledger
 from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import ARMED
 from retention_ops.log import runs
-from retention_ops.log.database import ops_database
+from retention_ops.log.database import actions, ops_database, ops_events
 from retention_ops.log.exposures import REAL_MODES
 from retention_ops.package.audiences import TIERS, safe_text
 from retention_ops.package.pack import Pack, find_pack, no_contact, pack_days, records
@@ -44,7 +45,8 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
         "flagged": [row for row in recent if row["alert_flag"]],
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
-        "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "halted": None, "armed": None, "precision": None,
+        "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "duplicates": [], "halted": None,
+        "armed": None, "precision": None,
         "packs_with_opted_out": packs_with_opted_out(lake, packs),
         "stale_packs": stale_packs(lake, packs),
     }
@@ -62,7 +64,7 @@ def _answers(engine: Engine, recent: list[dict[str, Any]]) -> dict[str, Any]:
     broken = runs.first_broken_row(engine)
     newest = {row["alert_date"]: row for row in log}
     return {
-        "last_answer": log[-1] if log else None,
+        "last_answer": _last_answer(log),
         "failed_answers": _failed(log),
         "audit": f"broken at row {broken[0]}, date {broken[1]['alert_date']}" if broken
         else f"{len(log):,} row{'' if len(log) == 1 else 's'}, hash chain whole",
@@ -70,6 +72,20 @@ def _answers(engine: Engine, recent: list[dict[str, Any]]) -> dict[str, Any]:
         "unanswered_dates": [date.fromisoformat(row["alert_date"]) for row in recent
                              if row["alert_flag"] and date.fromisoformat(row["alert_date"]) not in newest],
     }
+
+
+def _last_answer(log: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest alert date's that succeeded, whenever it was written: a backfill of older dates comes later; else the newest one's."""
+    done = [row for row in log if row["status"] == "success"] or log
+    return max(reversed(done), key=lambda row: row["alert_date"], default=None)  # of one date the row written last
+
+
+def duplicates(engine: Engine) -> list[dict[str, Any]]:
+    """Actions seen twice at their destination: key, the id on record, and what the late receipt said."""
+    columns = actions.c.key, actions.c.alert_date, actions.c.destination, actions.c.external_id, ops_events.c.detail
+    query = sa.select(*columns).join(ops_events, ops_events.c.action_key == actions.c.key).where(ops_events.c.event == "duplicate")
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query.order_by(ops_events.c.id)).mappings()]
 
 
 def _failed(log: list[dict[str, Any]]) -> list[date]:
@@ -99,6 +115,7 @@ def _response(engine: Engine, now: datetime) -> dict[str, Any]:
             {name: row[name] for name in ("key", "state", "mode", "alert_date", "slot", "kind", "destination", "last_error")}
             for row in trouble
         ],
+        "duplicates": duplicates(engine),
         "halted": {name: halted[name] for name in ("by", "why", "at")} if halted and halted["value"] == "yes" else None,
         "armed": armed["value"] if armed else None,
         "precision": incidents.precision(engine),

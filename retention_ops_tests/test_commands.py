@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -19,9 +20,11 @@ from retention_ops.clock import system_clock
 from retention_ops.definitions import build_loop
 from retention_ops.execute import incidents, ledger, story
 from retention_ops.execute.door import HALTED
+from retention_ops.execute.gate import ARMED
 from retention_ops.launch import run_dates
 from retention_ops.log.database import ops_database, ops_events
 from retention_ops.settings import load_settings
+from retention_ops.status import _last_answer
 from retention_ops_tests.shops import lake_with, small_shop
 
 CRITICAL_DAY = date(2024, 3, 30)
@@ -129,7 +132,8 @@ def test_every_command_has_help_with_examples_that_name_existing_options(command
     ("incidents", "snooze", "1", "--until", "soon", "--by", "Ada", "--why", "x"),
     ("incidents", "close", "1", "--verdict", "maybe", "--by", "Ada", "--why", "x"),
     ("actions", "resolve", "abc", "--by", "Ada", "--why", "x"), ("actions", "list", "--state", "lost"),
-    ("actions", "preview", "--date", "2024-02-31"), ("audit", "show", "--last", "0"),
+    ("actions", "preview", "--date", "2024-02-31"), ("audit", "show", "--last", "0"), ("audit", "show", "--last", "9" * 20),
+    ("incidents", "show", "9" * 20), ("incidents", "ack", "0", "--by", "Ada"),
 ])
 def test_wrong_usage_is_2(shop, words):
     assert shop.run(*words)[0] == 2
@@ -263,7 +267,7 @@ def test_work_fails_where_something_failed_and_says_what(shop):
     with shop.engine.begin() as connection:
         connection.execute(ledger.actions.update().where(ledger.actions.c.key == key).values(destination="nowhere"))
     code, text = shop.run("actions", "work")
-    assert code == 1 and "nowhere" in text and state_of(shop, key) == ledger.FAILED
+    assert code == 1 and "nowhere" in text and state_of(shop, key) == ledger.PLANNED, "another shell may have what is missing"
 
 
 def test_what_was_planned_in_another_mode_stays_and_is_named(shop, monkeypatch):
@@ -296,10 +300,51 @@ def files(home):
     return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and not path.name.startswith("ops.sqlite")}
 
 
+BROKEN = "Ad\udcff\x00a"
+"""as Python decodes an argument that is no UTF-8"""
+
+
+def test_the_kill_switch_engages_whatever_bytes_name_who_pulled_it(shop):
+    assert shop.run("actions", "halt", "--by", BROKEN, "--why", BROKEN)[0] == 0
+    switch = ledger.read_state(shop.engine, HALTED)
+    assert (switch["value"], switch["by"], switch["why"]) == ("yes", "Ad?a", "Ad?a")
+    assert shop.run("incidents", "ack", 1, "--by", BROKEN)[0] == 0
+
+
+@pytest.mark.parametrize("words", [
+    ("actions", "show", BROKEN), ("actions", "list", "--state", BROKEN),
+    ("actions", "resolve", BROKEN, "--sent", BROKEN, "--by", "Ada", "--why", "x"),
+    ("actions", "approve", "abc", "--audience", BROKEN, "--by", "Ada"),
+    ("incidents", "snooze", "1", "--until", BROKEN, "--by", "Ada", "--why", "x"),
+    ("incidents", "close", "1", "--verdict", BROKEN, "--by", "Ada", "--why", "x"), ("incidents", "show", "1", "--html", "/\udcff/x"),
+])
+def test_broken_bytes_elsewhere_are_a_clear_error(shop, words):
+    assert shop.run(*words)[0] in (1, 2)
+
+
+def test_next_steps_of_a_waiting_list_can_be_typed_as_shown(shop):
+    row = waiting(shop)
+    for words in (("actions", "show", row["key"]), ("actions", "retry", row["key"], "--by", "Ada", "--why", "x")):
+        line = next(line for line in shop.run(*words)[1].splitlines() if "actions approve" in line)
+        assert "--audience" in line and "--by" in line
+    sql(shop, f"UPDATE actions SET state = 'unknown' WHERE key = '{row['key']}'")
+    text = shop.run("actions", "resolve", row["key"], "--absent", "--by", "Ada", "--why", "x")[1]
+    assert f"actions approve {row['key'][:12]} --audience {row['payload']['audience_sha256'][:12]} --by NAME" in text
+
+
 def test_a_preview_of_an_answered_date_says_so(shop):
     code, text = shop.run("actions", "preview", "--date", shop.day)
     assert code == 0 and "already answered" in text
     assert shop.run("actions", "preview", "--date", "2001-01-01")[0] == 1
+
+
+def test_a_preview_of_history_says_so_once(shop):
+    for name in ("ops.sqlite", "ops.sqlite-wal", "ops.sqlite-shm"):
+        (shop.home / name).unlink(missing_ok=True)
+    with ops_database(load_settings(home=shop.home)) as engine:
+        ledger.set_state(engine, ARMED, (shop.day + timedelta(days=1)).isoformat(), "Ada", "starts tomorrow", system_clock())
+        code, text = shop.run("actions", "preview", "--date", shop.day)
+    assert code == 0 and "in mode live: history, before the response was armed" in text and "history: " not in text
 
 
 # -- incidents ---------------------------------------------------------------------------------------------------------
@@ -322,8 +367,27 @@ def test_an_incident_is_listed_acknowledged_snoozed_and_judged(shop):
 
 def test_a_snooze_ends_in_the_shops_time(shop, monkeypatch):
     monkeypatch.setenv("RETENTION_OPS_SHOP_TIMEZONE", "America/New_York")
-    assert shop.run("incidents", "snooze", 1, "--until", "2999-07-01 09:00", "--by", "Ada", "--why", "x")[0] == 0
-    assert incidents.find(shop.engine)[0]["snoozed_until"] == datetime(2999, 7, 1, 13, 0, tzinfo=UTC)
+    day = datetime.now(UTC).date() + timedelta(days=10)
+    assert shop.run("incidents", "snooze", 1, "--until", f"{day} 09:00", "--by", "Ada", "--why", "x")[0] == 0
+    assert incidents.find(shop.engine)[0]["snoozed_until"] == datetime(day.year, day.month, day.day, 9, tzinfo=ZoneInfo("America/New_York"))
+
+
+@pytest.mark.parametrize("how", [
+    ("--hours", "nan"), ("--hours", "inf"), ("--hours", "1e12"), ("--hours", "0"), ("--hours", "2161"),
+    ("--until", "2999-07-01"), ("--until", "0001-01-01"), ("--until", "9999-12-31"), ("--until", ""),
+])
+def test_a_snooze_lasts_at_most_90_days(shop, how):
+    assert shop.run("incidents", "snooze", 1, *how, "--by", "Ada", "--why", "x")[0] in (1, 2)
+    assert incidents.find(shop.engine)[0]["snoozed_until"] is None
+    assert shop.run("incidents", "snooze", 1, "--hours", 2160, "--by", "Ada", "--why", "x")[0] == 0
+
+
+@pytest.mark.parametrize("flag", ["--html", "--markdown"])
+def test_a_story_is_not_written_over_a_folder_or_into_a_missing_one(shop, tmp_path, flag):
+    code, text = shop.run("incidents", "show", 1, flag, tmp_path)
+    assert code == 2 and "is a folder" in text
+    code, text = shop.run("incidents", "show", 1, flag, tmp_path / "missing" / "story")
+    assert code == 2 and "there is no folder" in text and not (tmp_path / "missing").exists()
 
 
 def test_the_story_tells_everything_and_names_no_customer(shop, tmp_path):
@@ -403,6 +467,17 @@ def test_a_ledger_that_contradicts_itself_is_named(shop, statement, name):
     assert [check["name"] for check in checks if check["broken"]] == [name]
 
 
+def test_an_action_that_exists_twice_is_a_finding(shop):
+    key = force(shop, ledger.SENT, external_id="RET-1")
+    with shop.engine.begin() as connection:
+        ledger.note(connection, system_clock(), "duplicate", "worker", "also exists as RET-2", action_key=key)
+    code, text = shop.run("audit", "verify")
+    assert code == 1 and key in text and "is RET-1 and also exists as RET-2" in text
+    text = shop.run("status")[1]
+    assert f"action {key[:12]} exists twice: RET-1 and also exists as RET-2" in text
+    assert [row["key"] for row in json.loads(shop.run("status", "--json")[1])["duplicates"]] == [key]
+
+
 # -- doctor and status -------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +504,14 @@ def test_doctor_is_content_with_the_local_outbox_and_shows_the_halt_and_stray_se
     assert "RETENTION_OPS_SLACK_TOKEN stands in" in text and "xoxb-secret-of-mine" not in text
 
 
+def test_doctor_does_not_say_that_answers_go_out_where_all_stay_here(shop, monkeypatch):
+    found = json.loads(shop.run("doctor", "--json")[1])["findings"]
+    mode = next(finding for finding in found if finding["subject"] == "mode")
+    assert mode["ok"] is None and mode["sentence"] == "live, but every destination is local: nothing leaves this machine"
+    monkeypatch.setenv("RETENTION_OPS_MESSAGES_TO", "slack")
+    assert "mode: live: answers go out" in shop.run("doctor")[1]
+
+
 def test_a_destination_that_cannot_be_connected_is_a_finding(shop, monkeypatch):
     monkeypatch.setenv("RETENTION_OPS_WEBHOOK_TO", "make")
     monkeypatch.setenv("RETENTION_OPS_WEBHOOK_URL", "ftp://elsewhere")
@@ -450,3 +533,11 @@ def test_status_names_what_waits_and_proposes_it_first(shop):
         assert shown in text, shown
     shop.run("incidents", "close", 1, "--verdict", "false", "--by", "Ada", "--why", "x")
     assert "0 of 1 judged (0%)" in shop.run("status")[1]
+
+
+def test_the_last_answer_is_that_of_the_newest_date_that_succeeded():
+    rows = [{"n": n, "alert_date": date(2024, 3, day), "status": status} for n, (day, status) in enumerate(
+        [(4, "success"), (6, "success"), (6, "skipped"), (7, "failed"), (5, "success")])]
+    assert _last_answer(rows)["n"] == 1
+    assert _last_answer([row for row in rows if row["status"] != "success"])["n"] == 3
+    assert _last_answer([]) is None

@@ -54,7 +54,9 @@ def alerts(
 @app.command(epilog="Examples:\n\n  retention-ops explain --date 2011-01-20\n\n  retention-ops explain --customer 17381 --date 2011-09-30")
 def explain(
     day: Annotated[date, shared.date_option("--date", "Reference date.")],
-    customer: Annotated[str | None, typer.Option("--customer", help="Explain this customer instead of the alert.")] = None,
+    customer: Annotated[
+        str | None, typer.Option("--customer", parser=shared.clean, metavar="ID", help="Explain this customer instead of the alert.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The rule, the numbers and the verdict of a date, or of one customer on a date, in sentences."""

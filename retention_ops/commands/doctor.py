@@ -119,10 +119,15 @@ def _database(settings: Settings) -> Iterator[Any]:
 
 
 def _mode(settings: Settings) -> Any:
+    from retention_ops.execute.destinations import SLOTS, chosen
+
     means = {
         "off": "nothing is answered", "shadow": "answers are rehearsed, nothing leaves this machine",
         "pilot": "WARNING only, to the test channel, project and spreadsheet", "live": "answers go out",
     }
+    if settings.mode in ("pilot", "live") and all(chosen(slot, settings, settings.mode) == "local" for slot in SLOTS):
+        return _finding("mode", None, f"{settings.mode}, but every destination is local: nothing leaves this machine",
+                        "choose where answers go: RETENTION_OPS_MESSAGES_TO, _TICKETS_TO, _LISTS_TO, _WEBHOOK_TO")
     return _finding("mode", True, f"{settings.mode}: {means[settings.mode]} (RETENTION_OPS_MODE)")
 
 

@@ -45,7 +45,8 @@ def preview(
     if as_json:
         shared.print_json({"date": day, "mode": mode, "decision": decision, "actions": rows})
         return
-    say(f"{day} in mode {mode}: [bold]{decision.verdict}[/bold], {escape(decision.reason)}. Nothing was written or sent.")
+    reason = decision.reason.removeprefix(f"{decision.verdict}: ")
+    say(f"{day} in mode {mode}: [bold]{decision.verdict}[/bold], {escape(reason)}. Nothing was written or sent.")
     for row in rows:
         _show(row)
     _say_next(settings, day, mode, bool(rows))

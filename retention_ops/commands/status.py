@@ -72,6 +72,9 @@ def _response_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for row in facts["pending_approvals"]:
         yield "waits for approval", (f"[yellow]{row['alert_date']}: {count(row['customers'], 'customer')}, audience "
                                      f"{row['audience_sha256'][:12]}, action {row['action_key'][:12]}[/yellow]")
+    for row in facts["duplicates"]:
+        yield "attention", (f"[yellow]action {row['key'][:12]} exists twice: {escape(str(row['external_id']))} and "
+                            f"{escape(row['detail'])}[/yellow]")
     states = Counter(row["state"] for row in facts["actions_in_trouble"])
     for state, number in states.items():
         yield "actions", f"{number:,} {shared.state(state)}"

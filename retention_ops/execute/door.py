@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
+from retention_ops.errors import SettingsError
 from retention_ops.execute import ledger
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
@@ -39,6 +40,10 @@ ASK_AGAIN_SECONDS = 60
 """after a look-up that got no answer"""
 MAX_ATTEMPTS = 8
 """then a person looks: something is wrong that time does not heal"""
+
+
+class Obsolete(Exception):
+    """What an action was about has ended meanwhile; the message says how. It never leaves."""
 
 
 class ListChanged(Exception):
@@ -137,8 +142,12 @@ class Door:
             return self._give_back(row, worker, PLANNED, closed, wait=ASK_AGAIN_SECONDS, tried=False), None
         try:
             destination, action = self.destination(row), self._outgoing(row)
-        except ListChanged as change:
-            return self._give_back(row, worker, CANCELLED, f"not sent: {change}", tried=False), None
+        except Obsolete as end:
+            return self._give_back(row, worker, CANCELLED, f"not sent: {end}", tried=False), None
+        except ListChanged as change:  # whoever planned it plans it anew, in one transaction
+            return self._give_back(row, worker, PLANNED, f"not sent: {change}", tried=False), None
+        except SettingsError as error:  # a shell without the secrets must not end what another one can send
+            return self._give_back(row, worker, PLANNED, self._text(error), wait=ASK_AGAIN_SECONDS, tried=False), None
         except Exception as error:  # nothing has left: a missing setting or a missing file
             return self._give_back(row, worker, FAILED, self._text(error), tried=False), None
         self.checkpoint("before_send", row)
@@ -173,6 +182,9 @@ class Door:
         except (Throttled, Ambiguous) as error:
             wait = error.retry_after if isinstance(error, Throttled) else ASK_AGAIN_SECONDS
             return self._give_back(row, worker, UNKNOWN, f"could not be looked up: {self._text(error)}", wait=wait), wait
+        except SettingsError as error:
+            why = f"could not be looked up: {self._text(error)}"
+            return self._give_back(row, worker, UNKNOWN, why, wait=ASK_AGAIN_SECONDS), None
         except Exception as error:
             return self._give_back(row, worker, NEEDS_HUMAN, f"could not be looked up: {self._text(error)}"), None
         self.checkpoint("looked_up", row)

@@ -95,11 +95,11 @@ class Gate:
             return decided("skip", "the response is switched off (mode off)")
         if last and last["version"] == version and last["verdict"] not in PASSED:
             return decided("resume", f"already answered by run {last['run_id']}: same result", self._stood_for(last))
-        if not alert["alert_flag"]:
-            return decided(*self._calm(alert, last, open_now))
-        past = self._past(day)
+        past = self._past(day) if alert["alert_flag"] or last else ""
         if past and last and last["verdict"] not in PASSED:
             return decided("skip", f"{past}; what was answered then stands")
+        if not alert["alert_flag"]:
+            return decided(*self._calm(alert, last, open_now))
         if last is None or last["verdict"] in PASSED:
             if past:
                 return decided("history", past)

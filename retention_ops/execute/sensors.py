@@ -13,7 +13,6 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 import sqlalchemy as sa
 
-from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger
 from retention_ops.execute.gate import ALERT_TYPE, Decision
 from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job
@@ -48,7 +47,7 @@ def requests_for(responder: Responder, days: set[date], storage_id: int) -> Iter
     for day in sorted(days):
         try:
             decision = responder.gate(day)
-        except PackError:  # the event says it was computed, the row is gone: a run that says so, visibly
+        except Exception:  # unreadable, or the event says it was computed, the row is gone: a run that says so, visibly
             yield _request([day], f"missing:{day}:{storage_id}")
             continue
         if decision.verdict in ("history", "covered"):
@@ -111,7 +110,10 @@ def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
     if responder.settings.mode not in ("pilot", "live"):
         return
     for day in responder.gatekeeper.days_in_reach():
-        decision = responder.gate(day)
+        try:
+            decision = responder.gate(day)
+        except Exception:
+            continue  # the alert sensor asked for a run that says so
         if not decision.acts:
             continue
         log = [row for row in runs.rows(responder.engine, first=day, last=day) if row["mode"] == responder.settings.mode]

@@ -53,10 +53,11 @@ def covered_by(newest: date) -> str:
     return f"the newest flagged date {newest} stands for it"
 
 
-def stands_for(days: Sequence[date]) -> str:
+def stands_for(days: Sequence[tuple[date, str]]) -> str:
+    """The sentence about earlier flagged dates, each with its severity."""
     if not days:
         return ""
-    listed = ", ".join(str(day) for day in days[:7]) + (f" and {len(days) - 7} more" if len(days) > 7 else "")
+    listed = ", ".join(f"{day} ({severity})" for day, severity in days[:7]) + (f" and {len(days) - 7} more" if len(days) > 7 else "")
     return f"Also stands for the flagged {'date' if len(days) == 1 else 'dates'} {listed}, which nobody was told about."
 
 

@@ -222,12 +222,14 @@ def test_the_far_side_already_has_it(corridor):
     assert (row["state"], row["external_id"]) == ("sent", "there-1")
 
 
-def test_missing_settings_fail_visibly_and_without_a_secret(corridor):
+def test_missing_settings_leave_the_action_to_a_shell_that_has_them_and_show_no_secret(corridor):
     def missing(row):
         raise SettingsError("RETENTION_OPS_SLACK_TOKEN is missing, not xoxb-1234-secret")
 
     row = corridor.deliver(corridor.plan(), destination=missing)
-    assert row["state"] == "failed" and "RETENTION_OPS_SLACK_TOKEN" in row["last_error"] and "1234" not in row["last_error"]
+    assert row["state"] == "planned" and "RETENTION_OPS_SLACK_TOKEN" in row["last_error"] and "1234" not in row["last_error"]
+    corridor.clock.sleep(61)
+    assert corridor.deliver(row["key"])["state"] == "sent"
 
 
 def test_a_missing_file_fails_and_nothing_leaves(corridor):
@@ -327,7 +329,7 @@ def test_a_slow_worker_whose_lease_another_took_sends_nothing(corridor):
     assert corridor.follow_up(key)["state"] == "sent" and len(corridor.memory.arrived) == 1
 
 
-def test_a_list_that_changed_is_cancelled_and_its_approval_void(engine, tmp_path):
+def test_a_list_that_changed_does_not_leave_and_its_approval_is_void_once_it_is_replaced(engine, tmp_path):
     corridor = Corridor(engine, tmp_path, "sheets")
     key = corridor.plan(slot="sheets", approval={"audience_sha256": "a" * 64, "customers": 3})
     ledger.decide_approval(engine, key, True, "a" * 64, "Ada", "", corridor.clock())
@@ -335,7 +337,9 @@ def test_a_list_that_changed_is_cancelled_and_its_approval_void(engine, tmp_path
     def changed(row):
         raise ListChanged("one customer said no")
 
-    assert corridor.deliver(key, load=changed)["state"] == "cancelled" and corridor.sends() == 0
+    assert corridor.deliver(key, load=changed)["state"] == "planned" and corridor.sends() == 0
+    with engine.begin() as connection:
+        assert ledger.supersede(connection, key, "another list", corridor.clock(), "run-2")
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT state FROM approvals").scalars().all() == ["void"]
 

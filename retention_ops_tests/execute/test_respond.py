@@ -13,9 +13,8 @@ import sqlalchemy as sa
 from retention_ops.errors import SettingsError
 from retention_ops.execute import incidents, ledger
 from retention_ops.execute.door import HALTED
-from retention_ops.execute.respond import HANDOVERS
 from retention_ops.log import runs
-from retention_ops.log.database import approvals
+from retention_ops.log.database import approvals, pending_handovers
 from retention_ops.package.pack import OUTBOX, find_pack
 from retention_ops_tests.execute.stage import (
     CRITICAL,
@@ -72,7 +71,8 @@ def test_the_first_flagged_day_posts_opens_hands_over_and_calls(stage):
     chart, update = stage.world.slack.arrived[1:]
     assert chart["parent"] == post["id"] and chart["files"] == ["at_risk_trend.png"]
     assert update["parent"] == post["id"] and ticket["id"] in json.dumps(update["payload"])
-    assert not list((stage.settings.home / HANDOVERS).glob("*")), "who was handed over stands in exposures now"
+    with stage.engine.connect() as connection:
+        assert not connection.execute(sa.select(pending_handovers)).all(), "who was handed over stands in exposures now"
 
 
 def test_nobody_is_named_where_customers_must_not_be_named(stage):
@@ -292,7 +292,7 @@ def test_a_halt_is_in_the_log_and_all_of_it_leaves_later_with_links(stage):
 
 
 def test_switching_off_stops_what_is_under_way(template, tmp_path):
-    modes = iter(["live", "live"])
+    modes = iter(["live", "live", "live"])  # asked before the content is frozen, and before each send
     with staged(template, tmp_path) as stage:
         stage.mode_now = lambda: next(modes, "off")
         row = stage.answer(DAY)
