@@ -40,8 +40,9 @@ def handed_over_around(engine: Engine, day: date, days: int) -> dict[str, date]:
 def _handed_over(engine: Engine, when: sa.ColumnElement[bool]) -> dict[str, date]:
     query = (
         sa.select(exposures.c.customer_id, sa.func.max(exposures.c.alert_date))
-        .join(actions, actions.c.key == exposures.c.action_key)
-        .where(exposures.c.arm == TREATED, actions.c.mode == "live", when)  # a pilot's list went to a test sheet
+        .outerjoin(actions, actions.c.key == exposures.c.action_key)
+        # a pilot's list went to a test sheet
+        .where(exposures.c.arm == TREATED, sa.or_(actions.c.mode.is_(None), actions.c.mode != "pilot"), when)
         .group_by(exposures.c.customer_id)
     )
     with engine.connect() as connection:
