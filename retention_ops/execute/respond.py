@@ -425,11 +425,11 @@ class Responder:
         posted = self.planner.first(connection, incident["id"], "slack", "post")
         ticket = self.planner.first(connection, incident["id"], "ticket", "create")
         to = incident["backup_owner"] or incident["owner"]
+        said = {**wording.slack_sentence(text, f"{wording.person(to)}: " if to else ""), "broadcast": False}
         if posted:
-            reply = wording.slack_sentence(text, f"{wording.person(to)}: " if to else "")
-            plan.add("slack", "reply", {**reply, "broadcast": False}, posted["key"])
+            plan.add("slack", "reply", said, posted["key"])
         else:  # the alarm itself never arrived: all the more reason to say something
-            plan.add("slack", "post", {**wording.slack_sentence(text, f"{wording.person(to)}: " if to else ""), "broadcast": False})
+            plan.add("slack", "post", said)
         if ticket:
             plan.add("ticket", "comment", {"text": text}, ticket["key"])
         return plan.intents
