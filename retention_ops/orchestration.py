@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import dagster as dg
@@ -19,6 +21,7 @@ from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.versions import OrdersVersion
 
 OWNERS = ["team:retention"]
 JOB = "daily_loop"
@@ -38,9 +41,19 @@ class Loop:
     destinations: Callable[[str, str], Destination] | None = None
     """(name, mode) -> destination; None: as the settings name them"""
 
+    _orders_of_run: tuple[str, OrdersVersion | None] = ("", None)
+
     @property
     def settings(self) -> Settings:
         return self.lake.settings
+
+    @contextmanager
+    def workspace(self, run_id: str) -> Iterator[Workspace]:
+        """A Workspace on the orders the run's first asset found: orders that come in meanwhile wait for the next run."""
+        if self._orders_of_run[0] != run_id:
+            self._orders_of_run = (run_id, self.lake.orders())
+        with workspace(self.lake, self._orders_of_run[1]) as space:
+            yield space
 
 
 @contextmanager
@@ -102,9 +115,16 @@ class CheckTally:
         self.table = table
         self.violations: dict[str, dict[str, int]] = {name: {} for name in quality.check_names(table)}
 
-    def passes(self, space: Workspace, part: str, where: str = "true") -> bool:
-        """Runs the checks on the rows just computed; remembers what broke."""
-        results = quality.check(space.connection, self.table, space.settings, where)
+    def passes(self, space: Workspace, part: str) -> bool:
+        """Runs the checks on all rows just computed; remembers what broke."""
+        return self._add(part, quality.check(space.connection, self.table, space.settings))
+
+    def passing(self, space: Workspace, days: Sequence[date]) -> list[date]:
+        """Runs the checks on every one of `days` in one pass; returns those without a violation, remembers what broke."""
+        results = quality.check_days(space.connection, self.table, space.settings)
+        return [day for day in days if self._add(day.isoformat(), results.get(day, []))]
+
+    def _add(self, part: str, results: Sequence[quality.Check]) -> bool:
         for result in results:
             if not result.passed:
                 self.violations[result.name][part] = result.violations
@@ -132,46 +152,60 @@ class CheckTally:
         )
 
 
-def counts_table(space: Workspace, table: str, columns: Sequence[str], where: str = "true") -> str:
-    """A small Markdown table: rows per value of `columns`."""
-    names = ", ".join(columns)
-    rows = space.connection.execute(
-        f"SELECT {names}, COUNT(*) FROM {table} WHERE {where} GROUP BY ALL ORDER BY ALL"
-    ).fetchall()
-    lines = [f"| {' | '.join(columns)} | customers |", "|" + "---|" * (len(columns) + 1)]
-    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row) + " |" for row in rows])
+def by_day(space: Workspace, table: str, **columns: str) -> dict[date, dict[str, Any]]:
+    """Aggregates of the rows just computed (name -> SQL), for each day; what is NULL is left out."""
+    day = TABLES[table].date_column
+    rows = space.connection.execute(f"SELECT {day}, {', '.join(columns.values())} FROM {table} GROUP BY {day}").fetchall()
+    return {row[0]: {name: value for name, value in zip(columns, row[1:], strict=True) if value is not None} for row in rows}
+
+
+def counts_tables(space: Workspace, table: str, columns: Sequence[str]) -> dict[date, dg.MarkdownMetadataValue]:
+    """For each day a small Markdown table: rows per value of `columns`."""
+    day, names = TABLES[table].date_column, ", ".join(columns)
+    rows = space.connection.execute(f"SELECT {day}, {names}, COUNT(*) FROM {table} GROUP BY ALL ORDER BY ALL").fetchall()
+    head = [f"| {' | '.join(columns)} | customers |", "|" + "---|" * (len(columns) + 1)]
+    return {
+        day: dg.MetadataValue.md("\n".join(head + ["| " + " | ".join(str(value) for value in row[1:]) + " |" for row in group]))
+        for day, group in groupby(rows, key=itemgetter(0))
+    }
+
+
+Batches = Callable[[Workspace, list[date]], Iterator[list[date]]]
+"""Computes a table for days in ascending order; yields some of them whenever the workspace's temp table holds just their rows."""
+Describe = Callable[[Workspace], Mapping[date, Mapping[str, Any]]]
+"""Metadata of each day in the workspace's temp table."""
 
 
 def store_days(
-    context: dg.AssetExecutionContext, loop: Loop, table: str, compute: Callable[[Workspace, list[date]], Iterator[tuple[date, str]]],
-    describe: Callable[[Workspace, str], Mapping[str, Any]],
+    context: dg.AssetExecutionContext, loop: Loop, table: str, compute: Batches, describe: Describe,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """Computes, checks and replaces `table` for each day of the run, with that day's own metadata.
 
-    `compute` yields (day, where): at that moment the workspace's temp table holds the day's rows under that condition.
-    Snapshot tables of a range are stored for its newest snapshot_keep_days only; older days are computed and described.
+    Snapshot tables of a range are computed and stored for its newest snapshot_keep_days only. Older days are counted: the
+    alert, the queue and the packs of a range come from the orders and read no snapshot of another day.
     """
     days = days_of(context)
     tally = CheckTally(table)
-    keep_from = days[-1] - timedelta(days=loop.settings.snapshot_keep_days - 1) if TABLES[table].snapshot else days[0]
+    oldest_kept = days[-1] - timedelta(days=loop.settings.snapshot_keep_days - 1) if TABLES[table].snapshot else days[0]
     order = PRIORITY_ORDER if table == "customer_priority" else None
-    with workspace(loop.lake) as space:
-        for done, (day, where) in enumerate(compute(space, days), start=1):
-            if tally.passes(space, day.isoformat(), where):
-                kept = day >= keep_from
-                if kept:
-                    loop.lake.write(space.connection, table, day, space.provenance, order_by=order, where=where)
-                rows = space.connection.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchall()[0][0]
+    with loop.workspace(context.run_id) as space:
+        counted = [day for day in days if day < oldest_kept]
+        _describe_counted(context, space, table, counted)
+        done = len(counted)
+        for batch in compute(space, days[done:]):
+            passing = tally.passing(space, batch)
+            facts = describe(space)
+            for day in passing:
+                where = f"{TABLES[table].date_column} = DATE '{day}'"
+                rows = loop.lake.write(space.connection, table, day, space.provenance, order_by=order, where=where)
                 context.add_asset_metadata(
                     {
-                        "dagster/row_count": rows,
-                        **describe(space, where),
-                        "path": dg.MetadataValue.path(str(loop.lake.path(table, day))) if kept else "computed, not stored: "
-                        f"older than the newest {loop.settings.snapshot_keep_days} days of the range",
-                        **space.provenance,
+                        "dagster/row_count": rows, **facts.get(day, {}),
+                        "path": dg.MetadataValue.path(str(loop.lake.path(table, day))), **space.provenance,
                     },
                     asset_key=table, partition_key=day.isoformat(),
                 )
+            done += len(batch)
             loop.progress(table, done, len(days))
     stored = loop.lake.days(table)
     if stored and stored[-1] == days[-1]:
@@ -180,23 +214,46 @@ def store_days(
     yield from tally.finish()
 
 
-def one_by_one(table: str) -> Callable[[Workspace, list[date]], Iterator[tuple[date, str]]]:
+def _describe_counted(context: dg.AssetExecutionContext, space: Workspace, table: str, days: list[date]) -> None:
+    """Metadata of snapshot days that a range only counts: their rows are the customers of retention_daily."""
+    if not days:
+        return
+    space.build_range("retention_daily", days[0], days[-1])
+    counts = by_day(
+        space, "retention_daily", **{"dagster/row_count": "any_value(customers)"},
+        active="any_value(active)", at_risk="any_value(at_risk)", inactive="any_value(inactive)",
+    )
+    note = f"counted, not stored: older than the newest {space.settings.snapshot_keep_days} days of the range"
+    for day in days:
+        context.add_asset_metadata({**counts[day], "path": note, **space.provenance}, asset_key=table, partition_key=day.isoformat())
+
+
+def one_by_one(table: str) -> Batches:
     """Computes a table day by day."""
 
-    def compute(space: Workspace, days: list[date]) -> Iterator[tuple[date, str]]:
+    def compute(space: Workspace, days: list[date]) -> Iterator[list[date]]:
         for day in days:
             space.build(table, day)
-            yield day, "true"
+            yield [day]
 
     return compute
 
 
-def in_one_pass(table: str) -> Callable[[Workspace, list[date]], Iterator[tuple[date, str]]]:
+def in_one_pass(table: str) -> Batches:
     """Computes a table for the whole range in one query."""
 
-    def compute(space: Workspace, days: list[date]) -> Iterator[tuple[date, str]]:
+    def compute(space: Workspace, days: list[date]) -> Iterator[list[date]]:
         space.build_range(table, days[0], days[-1])
-        for day in days:
-            yield day, f"{TABLES[table].date_column} = DATE '{day.isoformat()}'"
+        yield days
 
     return compute
+
+
+def in_batches(space: Workspace, days: list[date]) -> Iterator[list[date]]:
+    """customer_priority: one date by its plan; a range out of priority intervals, as many days at once as memory likes."""
+    if len(days) == 1 or space.settings.p1_min_revenue == "median":
+        yield from one_by_one("customer_priority")(space, days)
+        return
+    for batch in space.queue_batches(days):
+        space.build_range("customer_priority", batch[0], batch[-1])
+        yield batch

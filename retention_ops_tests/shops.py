@@ -13,10 +13,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import duckdb
 import pandas as pd
 
 from retention_ops.settings import Settings
 from retention_ops.sources.ingest import ingest
+from retention_ops.warehouse.dialect import literal
 from retention_ops.warehouse.lake import Lake
 
 COLUMNS = ["order_id", "customer_id", "order_date", "order_cents", "currency"]
@@ -118,3 +120,42 @@ def uci_orders(path: Path) -> pd.DataFrame:
 
 def _cents(amount: Decimal) -> int:
     return int((amount * 100).quantize(Decimal(1), ROUND_HALF_UP))
+
+
+def write_big_shop(path: Path, customers: int) -> None:
+    """Three years to 2025-12-31, some 15 orders a customer, as parquet: made inside DuckDB, the same every time.
+
+    Amounts are round parts of a customer's usual basket and rhythms are whole days, so many customers stand exactly on a
+    line; two orders on a day are common. Six cohorts that never return let AT_RISK % jump: days of WARNING and of CRITICAL.
+    """
+    with duckdb.connect() as connection:
+        connection.execute("CREATE MACRO chance(x) AS CAST(hash(x) >> 8 AS BIGINT)")
+        connection.execute(f"""
+            COPY (
+              WITH people AS (
+                SELECT i, chance(7 * i + 1) % 1096 AS start,
+                  [3, 5, 7, 10, 14, 21, 30, 30, 45, 60, 75, 90][1 + chance(7 * i + 2) % 12] AS cadence,
+                  [20, 60, 120, 240, 400, 700, 1096, 1096, 1096][1 + chance(7 * i + 3) % 9] AS life,
+                  [1500, 3000, 5000, 9000, 25000][1 + chance(7 * i + 4) % 5] AS usual
+                FROM range({customers}) AS numbers(i)
+              ),
+              visits AS (
+                SELECT people.*, k, start + k * cadence + chance(1000 * i + k) % greatest(1, cadence // 3) AS day
+                FROM people, unnest(range(0, least(60, 1 + life // cadence))) AS steps(k)
+              ),
+              invoices AS (
+                SELECT visits.*, n
+                FROM visits, unnest(range(0, CASE WHEN chance(1000 * i + k + 5) % 12 = 0 THEN 2 ELSE 1 END)) AS copies(n)
+                WHERE day <= least(1095, start + life)
+              ),
+              cohorts(number, day, share) AS (
+                VALUES (1, 500, 0.05), (2, 620, 0.09), (3, 700, 0.06), (4, 830, 0.10), (5, 1000, 0.07), (6, 1040, 0.11)
+              )
+              SELECT 'o' || chance(100000 * i + 10 * k + n) || '-' || i AS order_id, 'c' || i AS customer_id,
+                DATE '2023-01-01' + CAST(day AS INT) AS order_date,
+                round(usual * [0.3, 0.6, 0.6, 0.8, 1, 1, 1, 1.2, 1.5, 2][1 + chance(1000 * i + 2 * k + n + 9) % 10]) / 100 AS order_amount
+              FROM invoices
+              UNION ALL
+              SELECT 'p' || number || '-' || j, 'p' || number || '-' || j, DATE '2023-01-01' + CAST(day AS INT), 40.0
+              FROM cohorts, unnest(range(0, CAST({customers} * share * 0.7 AS BIGINT))) AS members(j)
+            ) TO {literal(path)} (FORMAT parquet)""")

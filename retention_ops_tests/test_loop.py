@@ -159,6 +159,31 @@ def test_a_past_date_rebuilt_after_newer_orders_gives_the_same_rows_and_facts(tm
     assert_same(before, content(loop, [day]))
 
 
+def test_orders_that_come_in_during_a_run_wait_for_the_next_one(tmp_path, monkeypatch):
+    """A run is made of one version of the orders; what changed meanwhile is stale and named as such."""
+    loop = make_loop(tmp_path / "home")
+    before = loop.lake.orders().version
+    path = tmp_path / "late.csv"
+    path.write_text(f"order_id,customer_id,order_date,order_amount\nlate1,late,{D},12.00\n")
+    build = compute.Workspace.build
+
+    def meanwhile_orders_come_in(self, table, day):
+        if table == "churn_detection" and loop.lake.orders().version == before:
+            ingest([path], "orders", loop.settings)
+        build(self, table, day)
+
+    monkeypatch.setattr(compute.Workspace, "build", meanwhile_orders_come_in)
+    with dg.DagsterInstance.ephemeral() as stored:
+        outcome = run_dates(loop, D, D, stored)
+        assert outcome.success, outcome.errors
+        assert loop.lake.orders().version != before
+        assert {loop.lake.provenance(table, D)["orders_version"] for table in PER_DAY} == {before}
+        assert find_pack(loop.settings, D).manifest["orders_version"] == before
+        assert freshness(loop.lake).stale == [D]
+        assert run_dates(loop, D, D, stored).success
+    assert {loop.lake.provenance(table, D)["orders_version"] for table in PER_DAY} == {loop.lake.orders().version}
+
+
 def test_a_correction_marks_dates_stale_until_they_are_rebuilt(tmp_path):
     loop = make_loop(tmp_path / "home")
     days = span(5)
@@ -198,18 +223,64 @@ def test_a_broken_quality_rule_blocks_and_keeps_the_old_partition(tmp_path, monk
         assert outcome.run_id not in {record.run_id for record in churn}, "downstream must not run on a broken table"
 
 
-def test_an_old_range_stores_only_the_newest_snapshots_and_says_so(tmp_path):
-    days = span(8)
-    loop = make_loop(tmp_path / "home", snapshot_keep_days=3, pack_keep_days=3)
+def test_a_day_of_a_range_that_breaks_a_rule_is_named_and_not_replaced(tmp_path, monkeypatch):
+    """The checks of a range run in one pass, and still every day is judged by its own rows."""
+    loop = make_loop(tmp_path / "home")
+    days, (second, third) = span(5), span(4)[:2]
     with dg.DagsterInstance.ephemeral() as stored:
         assert run_dates(loop, days[0], days[-1], stored).success
+        before = {day: loop.lake.read("customer_priority", day) for day in days}
+        build_range = compute.Workspace.build_range
+
+        def breaks_two_days(self, table, first, last):
+            build_range(self, table, first, last)
+            if table == "customer_priority":
+                self.connection.execute(f"INSERT INTO {table} SELECT * FROM {table} WHERE run_date = DATE '{second}' LIMIT 1")
+                self.connection.execute(f"UPDATE {table} SET priority_reason = '' WHERE run_date = DATE '{third}'")
+
+        monkeypatch.setattr(compute.Workspace, "build_range", breaks_two_days)
+        outcome = run_dates(loop, days[0], days[-1], stored)
+        assert not outcome.success
+        assert f"key_is_unique in {second}; every_row_has_a_reason in {third}" in outcome.errors[0]
+    for day in days:
+        kept = loop.lake.read("customer_priority", day)
+        assert kept.equals(before[day]) == (day in (second, third)), "the others are replaced: created_at is newer"
+
+
+def test_with_the_median_rule_a_range_is_computed_day_by_day(tmp_path):
+    loop = make_loop(tmp_path / "home", p1_min_revenue="median", pack_keep_days=1)
+    days = span(3)
+    with dg.DagsterInstance.ephemeral() as stored:
+        assert run_dates(loop, days[0], days[-1], stored).success
+    for day in days:
+        expected = compute.table_for(loop.lake, "customer_priority", day).drop(columns="created_at")
+        assert loop.lake.read("customer_priority", day).drop(columns="created_at").equals(expected)
+
+
+def test_an_old_range_counts_old_snapshots_without_computing_them_and_says_so(tmp_path, monkeypatch):
+    days = span(8)
+    loop = make_loop(tmp_path / "home", snapshot_keep_days=3, pack_keep_days=3)
+    snapshot_days, run = set(), compute.Workspace.run
+
+    def remembers_snapshots(self, rule, **dates):
+        run(self, rule, **dates)
+        if rule.table in TABLES and TABLES[rule.table].snapshot:
+            snapshot_days.add(dates["reference_date"])
+
+    monkeypatch.setattr(compute.Workspace, "run", remembers_snapshots)
+    with dg.DagsterInstance.ephemeral() as stored:
+        assert run_dates(loop, days[0], days[-1], stored).success
+        assert snapshot_days == set(days[-3:])
         assert loop.lake.days("base_customers") == days[-3:]
         assert loop.lake.days("customer_priority") == days
-        oldest = stored.fetch_materializations(
-            dg.AssetRecordsFilter(dg.AssetKey("base_customers"), asset_partitions=[days[0].isoformat()]), limit=1
-        ).records[0].asset_materialization
-        assert "not stored" in oldest.metadata["path"].value
-        assert oldest.metadata["dagster/row_count"].value > 0
+        for table in ("base_customers", "retention_snapshot", "churn_detection"):
+            oldest = stored.fetch_materializations(
+                dg.AssetRecordsFilter(dg.AssetKey(table), asset_partitions=[days[0].isoformat()]), limit=1
+            ).records[0].asset_materialization
+            assert "not stored" in oldest.metadata["path"].value
+            expected = compute.table_for(loop.lake, "retention_snapshot", days[0])
+            assert oldest.metadata["dagster/row_count"].value == len(expected)
+            assert oldest.metadata["at_risk"].value == (expected["retention_status"] == "AT_RISK").sum()
     assert [day for day in days if find_pack(loop.settings, day)] == days[-3:]
 
 

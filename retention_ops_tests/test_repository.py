@@ -13,7 +13,7 @@ import pytest
 
 from retention_ops.settings import Settings, env_example, load_settings
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.render import FILES, query
+from retention_ops.warehouse.render import FAST_FILES, FILES, fast_query, query
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,8 +42,8 @@ def test_the_instance_file_at_the_top_is_the_packaged_one():
 
 def test_every_rule_uses_only_parameters_that_exist():
     known = {*load_settings().rule_parameters(), "reference_date", "from_date", "to_date", "complete_through"}
-    for table in FILES:
-        assert query(table).parameters <= known, table
+    for rule in [*(query(table) for table in FILES), *(fast_query(table) for table in FAST_FILES)]:
+        assert rule.parameters <= known, rule.table
     used = set().union(*(query(table).parameters for table in FILES))
     assert set(load_settings().rule_parameters()) - used == set(), "a threshold that no rule reads is a lie"
 

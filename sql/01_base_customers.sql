@@ -1,4 +1,5 @@
 -- base_customers: the facts about every customer with an order by @reference_date. No judgement here.
+-- The rule; fast/base_customers.sql gives the same rows with less work and is what runs here.
 WITH facts AS (
   SELECT
     customer_id,

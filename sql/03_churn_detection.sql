@@ -7,7 +7,7 @@ WITH rhythm AS (
     DATE_DIFF(last_order_date, first_order_date, DAY) AS span_days,
     order_days - 1 AS gaps
   FROM retention_snapshot
-  WHERE as_of_date = @reference_date
+  WHERE as_of_date BETWEEN @from_date AND @to_date
 ),
 signals AS (
   SELECT

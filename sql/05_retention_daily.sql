@@ -1,6 +1,7 @@
 -- retention_daily: customers by status, one row for each day from @from_date to @to_date.
 -- Each shopping day counts from itself until the customer's next one, so on any day a customer is counted once,
 -- with the silence since the latest order up to that day. Nothing after a day can change its row.
+-- The rule; fast/retention_daily.sql gives the same rows with less work and is what runs here.
 WITH visits AS (
   SELECT
     order_date,

@@ -2,14 +2,24 @@
 --   P1 prevention    ACTIVE and HIGH
 --   P2 intervention  AT_RISK and HIGH or MEDIUM
 --   P3 win-back      INACTIVE and HIGH, silent for at most twice @at_risk_days
-WITH candidates AS (
+-- A range of days is asked only about customers who are in a tier: fast/priority_intervals.sql says when that is.
+WITH medians AS (
+  -- asked for by few shops, and the one thing here that needs every customer
+  SELECT DISTINCT
+    as_of_date,
+    PERCENTILE_CONT(total_revenue_cents, 0.5) OVER (PARTITION BY as_of_date) AS median_revenue_cents
+  FROM churn_detection
+  WHERE @p1_needs_median_revenue AND as_of_date BETWEEN @from_date AND @to_date
+),
+candidates AS (
   SELECT
-    *,
-    PERCENTILE_CONT(total_revenue_cents, 0.5) OVER () AS median_revenue_cents,
+    churn_detection.*,
+    medians.median_revenue_cents,
     DATE_DIFF(last_order_date, first_order_date, DAY) AS span_days,
     order_days - 1 AS gaps
   FROM churn_detection
-  WHERE as_of_date = @reference_date
+  LEFT JOIN medians ON medians.as_of_date = churn_detection.as_of_date
+  WHERE churn_detection.as_of_date BETWEEN @from_date AND @to_date
 ),
 tiers AS (
   SELECT
@@ -107,4 +117,4 @@ SELECT
   DIV((2 * @value_proxy_pct * total_revenue_cents + 100), 200) / 100 AS value_proxy,
   CURRENT_TIMESTAMP() AS created_at
 FROM reasons
-ORDER BY priority_score DESC, total_revenue DESC, customer_id
+ORDER BY run_date, priority_score DESC, total_revenue DESC, customer_id

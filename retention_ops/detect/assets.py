@@ -2,12 +2,13 @@
 
 import dagster as dg
 
-from retention_ops.detect.compute import Workspace, workspace
+from retention_ops.detect.compute import Workspace
 from retention_ops.orchestration import (
     CheckTally,
     Loop,
+    by_day,
     check_specs,
-    counts_table,
+    counts_tables,
     described,
     in_one_pass,
     one_by_one,
@@ -15,40 +16,36 @@ from retention_ops.orchestration import (
 )
 
 
-def _facts(space: Workspace, where: str) -> dict:
-    row = space.connection.execute("""
-        SELECT COUNT(*) FILTER (total_orders = 1), MIN(first_order_date), MAX(last_order_date), SUM(total_revenue_cents) / 100
-        FROM base_customers""").fetchall()[0]
-    return {
-        "one_order_customers": row[0], "first_order_date": str(row[1]), "last_order_date": str(row[2]), "total_revenue": row[3] or 0.0,
-    }
+def _facts(space: Workspace) -> dict:
+    return by_day(
+        space, "base_customers", one_order_customers="COUNT(*) FILTER (total_orders = 1)",
+        first_order_date="CAST(MIN(first_order_date) AS VARCHAR)", last_order_date="CAST(MAX(last_order_date) AS VARCHAR)",
+        total_revenue="SUM(total_revenue_cents) / 100",
+    )
 
 
-def _statuses(space: Workspace, where: str) -> dict:
-    return {"distribution": dg.MetadataValue.md(counts_table(space, "retention_snapshot", ["retention_status"]))}
+def _statuses(space: Workspace) -> dict:
+    tables = counts_tables(space, "retention_snapshot", ["retention_status"])
+    return {day: {"distribution": table} for day, table in tables.items()}
 
 
-def _risks(space: Workspace, where: str) -> dict:
-    signals = space.connection.execute("""
-        SELECT COUNT(*) FILTER (is_frequency_drop), COUNT(*) FILTER (is_value_drop), COUNT(*) FILTER (is_status_inconsistent)
-        FROM churn_detection""").fetchall()[0]
-    return {
-        "distribution": dg.MetadataValue.md(counts_table(space, "churn_detection", ["retention_status", "churn_risk_level"])),
-        "late_by_own_rhythm": signals[0], "spending_less": signals[1], "not_settled": signals[2],
-    }
+def _risks(space: Workspace) -> dict:
+    tables = counts_tables(space, "churn_detection", ["retention_status", "churn_risk_level"])
+    signals = by_day(
+        space, "churn_detection", late_by_own_rhythm="COUNT(*) FILTER (is_frequency_drop)",
+        spending_less="COUNT(*) FILTER (is_value_drop)", not_settled="COUNT(*) FILTER (is_status_inconsistent)",
+    )
+    return {day: {"distribution": table, **signals[day]} for day, table in tables.items()}
 
 
-def _daily(space: Workspace, where: str) -> dict:
-    row = space.connection.execute(f"SELECT customers, active, at_risk, inactive, at_risk_pct FROM retention_daily WHERE {where}")
-    customers, active, at_risk, inactive, pct = row.fetchall()[0]
-    return {"customers": customers, "active": active, "at_risk": at_risk, "inactive": inactive,
-            **({"at_risk_pct": pct} if pct is not None else {})}
+def _daily(space: Workspace) -> dict:
+    names = ("customers", "active", "at_risk", "inactive", "at_risk_pct")
+    return by_day(space, "retention_daily", **{name: f"any_value({name})" for name in names})
 
 
-def _alert(space: Workspace, where: str) -> dict:
+def _alert(space: Workspace) -> dict:
     names = ("severity", "alert_flag", "gate", "current_value", "baseline_value", "delta_pct", "delta_relative_pct", "sample_size")
-    row = space.connection.execute(f"SELECT {', '.join(names)} FROM alert_logic WHERE {where}").fetchall()[0]
-    return {name: value for name, value in zip(names, row, strict=True) if value is not None}
+    return by_day(space, "alert_logic", **{name: f"any_value({name})" for name in names})
 
 
 def day_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -80,7 +77,7 @@ def day_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDe
 def cohort_retention_evolution(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
     table = "cohort_retention_evolution"
     tally = CheckTally(table)
-    with workspace(loop.lake) as space:
+    with loop.workspace(context.run_id) as space:
         space.build_cohorts()
         if tally.passes(space, "all"):
             rows = loop.lake.write(space.connection, table, None, space.provenance)

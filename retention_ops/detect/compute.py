@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
+from functools import cache
 from typing import Literal
 
 import duckdb
@@ -18,7 +19,7 @@ from retention_ops.errors import NoOrders
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
-from retention_ops.warehouse.render import query
+from retention_ops.warehouse.render import Query, fast_query, query, stacked
 from retention_ops.warehouse.versions import OrdersVersion
 
 INPUT = {
@@ -29,10 +30,12 @@ INPUT = {
 """table -> the per-day table it reads; base_customers, retention_daily and cohorts read customer_days"""
 
 BASELINE_DAYS = 7
+BATCH_ROWS, BATCH_DAYS = 500_000, 31
+"""most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
 
 class Workspace:
-    """One connection with the CURRENT orders in it; `build` leaves a temp table named after the rule's table."""
+    """One connection with one version of the orders in it; `build` leaves a temp table named after the rule's table."""
 
     def __init__(self, lake: Lake, connection: duckdb.DuckDBPyConnection, orders: OrdersVersion):
         self.lake = lake
@@ -54,10 +57,8 @@ class Workspace:
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
         self._show("orders", self.orders.version)
-        try:
-            self._show("customer_days", self.orders.version)
-        except duckdb.Error:  # not derived yet, or damaged
-            self._run("customer_days", {})
+        if not self._has_customer_days():
+            self.run(query("customer_days"))
             self.lake.write(self.connection, "customer_days", self.orders.version, {"orders_version": self.orders.version})
             self._show("customer_days", self.orders.version)
         if self.customers:
@@ -65,15 +66,22 @@ class Workspace:
         else:
             self._replace("VIEW", "customers", no_rows(TABLES["customers"]))
 
+    def _has_customer_days(self) -> bool:
+        """Shows them; False where they are not derived yet, damaged, or have the columns of an older version of this code."""
+        try:
+            self._show("customer_days", self.orders.version)
+        except duckdb.Error:
+            return False
+        return self.connection.table("customer_days").columns == TABLES["customer_days"].column_names
+
     def _show(self, table: str, part: date | str) -> None:
         """Makes one file of the lake readable under its table's name."""
         self._replace("VIEW", table, f"SELECT * FROM {parquet_scan(self.lake.path(table, part))}")
 
-    def _run(self, table: str, dates: dict[str, date]) -> None:
-        """Computes a rule into a temp table of its name."""
-        rule = query(table)
+    def run(self, rule: Query, **dates: date) -> None:
+        """Computes a rule into a temp table of its table's name; `dates` are its parameters that no setting gives."""
         known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **dates}
-        self._replace("TABLE", table, rule.duckdb_sql, {name: known[name] for name in rule.parameters})
+        self._replace("TABLE", rule.table, rule.unordered_sql, {name: known[name] for name in rule.parameters})
 
     def _replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
         """Creates a temp table or view in place of whichever of the two had that name."""
@@ -96,17 +104,41 @@ class Workspace:
             return
         if table in INPUT:
             self.use(INPUT[table], day)
-        self._run(table, {"reference_date": day})
+        rule = fast_query(table) if table == "base_customers" else query(table)
+        self.run(rule, reference_date=day, from_date=day, to_date=day)
         self._built[table] = (day,)
 
     def build_range(self, table: str, first: date, last: date) -> None:
-        """Computes retention_daily or alert_logic for every day of a range in one query."""
+        """Computes retention_daily, alert_logic or customer_priority for every day of a range in one pass over the orders."""
         if self._built.get(table) == (first, last):
             return
-        if table == "alert_logic":
-            self.build_range("retention_daily", first - timedelta(days=BASELINE_DAYS), last)
-        self._run(table, {"from_date": first, "to_date": last})
+        match table:
+            case "retention_daily":
+                self.run(fast_query(table), from_date=first, to_date=last)
+            case "alert_logic":
+                self.build_range("retention_daily", first - timedelta(days=BASELINE_DAYS), last)
+                self.run(query(table), from_date=first, to_date=last)
+            case "customer_priority":
+                self.build_intervals(first, last)
+                self.run(queue_of_range(), from_date=first, to_date=last)
         self._built[table] = (first, last)
+
+    def build_intervals(self, first: date, last: date) -> None:
+        """Finds when each customer is in a tier between two dates, unless a range that covers them is at hand."""
+        if self.settings.p1_min_revenue == "median":
+            raise ValueError("P1 depends on the day's median revenue; intervals cannot say who is in it: build day by day")
+        if (known := self._built.get("priority_intervals")) and known[0] <= first and last <= known[-1]:
+            return
+        self.run(fast_query("priority_intervals"), from_date=first, to_date=last)
+        self._built["priority_intervals"] = (first, last)
+
+    def queue_batches(self, days: list[date]) -> Iterator[list[date]]:
+        """Cuts consecutive `days` so that build_range("customer_priority") of a batch has at most some BATCH_ROWS rows."""
+        self.build_intervals(days[0], days[-1])
+        rows = self.connection.execute("SELECT SUM(to_day - from_day + 1) FROM priority_intervals").fetchall()[0][0] or 1
+        size = max(1, min(BATCH_DAYS, int(BATCH_ROWS * len(days) / rows)))
+        for start in range(0, len(days), size):
+            yield days[start:start + size]
 
     def use(self, table: str, day: date) -> None:
         """Makes `table` as of `day` readable: from its stored partition where that is of the same make."""
@@ -125,7 +157,7 @@ class Workspace:
 
     def build_cohorts(self) -> None:
         """Computes cohort_retention_evolution over all orders."""
-        self._run("cohort_retention_evolution", {})
+        self.run(query("cohort_retention_evolution"))
 
     def rows(self, table: str, order_by: str | None = None) -> pd.DataFrame:
         """The rows built last, in the table's declared columns and order."""
@@ -134,13 +166,19 @@ class Workspace:
         return self.connection.sql(f"SELECT {columns} FROM {table} ORDER BY {order_by or ', '.join(declared.key)}").df()
 
 
+@cache
+def queue_of_range() -> Query:
+    """customer_priority out of priority_intervals: who is asked is fast, what is said of them are the readable rules."""
+    return stacked(fast_query("retention_snapshot"), query("churn_detection"), query("customer_priority"))
+
+
 PRIORITY_ORDER = "priority_score DESC, total_revenue DESC, customer_id"
 
 
 @contextmanager
-def workspace(lake: Lake) -> Iterator[Workspace]:
-    """A Workspace on the CURRENT orders. Raises NoOrders where nothing was ingested."""
-    orders = lake.orders()
+def workspace(lake: Lake, orders: OrdersVersion | None = None) -> Iterator[Workspace]:
+    """A Workspace on `orders`, by default the CURRENT ones. Raises NoOrders where nothing was ingested."""
+    orders = orders or lake.orders()
     if orders is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with lake.connection() as connection:

@@ -1,58 +1,60 @@
-"""What must hold for a table before it replaces the old one. Each check counts its violations in one query.
+"""What must hold for a table before it replaces the old one. Each check counts its violations, all days in one query.
 
 They run on the rows just computed, before the partition is replaced, so a broken rule never overwrites a good day.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import duckdb
 
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 
-# table -> check name -> SQL counting violations; {rows} are the rows under check, the rest are settings
-_RULES: dict[str, dict[str, str]] = {
+# table -> check name -> SQL that is true of a row that breaks the rule; names in braces are settings
+_ROW_RULES: dict[str, dict[str, str]] = {
     "retention_snapshot": {
-        "status_matches_days": """SELECT COUNT(*) FROM {rows} WHERE days_since_last_order < 0 OR retention_status <>
+        "status_matches_days": """days_since_last_order < 0 OR retention_status <>
             CASE WHEN days_since_last_order <= {active} THEN 'ACTIVE' WHEN days_since_last_order <= {at_risk} THEN 'AT_RISK'
             ELSE 'INACTIVE' END""",
     },
     "churn_detection": {
-        "scores_in_range": "SELECT COUNT(*) FROM {rows} WHERE churn_risk_score NOT BETWEEN 0 AND 100",
-        "levels_match_scores": """SELECT COUNT(*) FROM {rows} WHERE churn_risk_level <>
+        "scores_in_range": "churn_risk_score NOT BETWEEN 0 AND 100",
+        "levels_match_scores": """churn_risk_level <>
             CASE WHEN churn_risk_score >= {high} THEN 'HIGH' WHEN churn_risk_score >= {medium} THEN 'MEDIUM' ELSE 'LOW' END""",
     },
     "cohort_retention_evolution": {
-        "month_0_is_100": """SELECT COUNT(*) FROM {rows}
-            WHERE months_since_acquisition = 0 AND retention_rate <> 100""",
-        "rates_in_range": "SELECT COUNT(*) FROM {rows} WHERE retention_rate NOT BETWEEN 0 AND 100",
+        "month_0_is_100": "months_since_acquisition = 0 AND retention_rate <> 100",
+        "rates_in_range": "retention_rate NOT BETWEEN 0 AND 100",
     },
     "retention_daily": {
-        "statuses_sum_to_customers": "SELECT COUNT(*) FROM {rows} WHERE active + at_risk + inactive <> customers",
+        "statuses_sum_to_customers": "active + at_risk + inactive <> customers OR least(active, at_risk, inactive) < 0",
     },
     "alert_logic": {
-        "gated_rows_are_silent": """SELECT COUNT(*) FROM {rows}
-            WHERE (gate IS NOT NULL AND (alert_flag OR severity <> 'INFO')) OR alert_flag <> (severity <> 'INFO')""",
-        "severity_matches_delta": """SELECT COUNT(*) FROM {rows} WHERE gate IS NULL AND severity <>
+        "gated_rows_are_silent": "(gate IS NOT NULL AND (alert_flag OR severity <> 'INFO')) OR alert_flag <> (severity <> 'INFO')",
+        "severity_matches_delta": """gate IS NULL AND severity <>
             CASE WHEN round(delta_relative_pct, 9) >= threshold_critical THEN 'CRITICAL'
             WHEN round(delta_relative_pct, 9) >= threshold_warning THEN 'WARNING' ELSE 'INFO' END""",
     },
     "customer_priority": {
-        "scores_in_range": "SELECT COUNT(*) FROM {rows} WHERE priority_score NOT BETWEEN 0 AND 100",
-        "tiers_match_rules": """SELECT COUNT(*) FROM {rows} WHERE NOT CASE priority_tier
+        "scores_in_range": "priority_score NOT BETWEEN 0 AND 100",
+        "tiers_match_rules": """NOT CASE priority_tier
             WHEN 'P1' THEN retention_status = 'ACTIVE' AND churn_risk_level = 'HIGH'
             WHEN 'P2' THEN retention_status = 'AT_RISK' AND churn_risk_level IN ('HIGH', 'MEDIUM')
             WHEN 'P3' THEN retention_status = 'INACTIVE' AND churn_risk_level = 'HIGH' AND days_since_last_order <= 2 * {at_risk}
             ELSE false END""",
-        "every_row_has_a_reason": "SELECT COUNT(*) FROM {rows} WHERE length(priority_reason) = 0",
+        "every_row_has_a_reason": "length(priority_reason) = 0",
     },
     "audience_current": {
-        "lists_of_one_date": "SELECT greatest(COUNT(DISTINCT (alert_date, audience_sha256)) - 1, 0) FROM {rows}",
-        "handed_over_before": """SELECT COUNT(*) FROM {rows}
-            WHERE new_since_handover <> (last_handed_over IS NULL) OR last_handed_over >= alert_date""",
+        "handed_over_before": "new_since_handover <> (last_handed_over IS NULL) OR last_handed_over >= alert_date",
     },
+}
+# the same for what only all rows together can break: SQL that counts
+_TABLE_RULES: dict[str, dict[str, str]] = {
+    "audience_current": {"lists_of_one_date": "greatest(COUNT(DISTINCT (alert_date, audience_sha256)) - 1, 0)"},
 }
 
 
@@ -70,23 +72,36 @@ class Check:
 
 def check_names(table: str) -> list[str]:
     """All checks of a table, in order."""
-    return ["key_is_unique", "no_nulls", *_RULES.get(table, {})]
+    return ["key_is_unique", "no_nulls", *_TABLE_RULES.get(table, {}), *_ROW_RULES.get(table, {})]
 
 
-def check(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings, where: str = "true") -> list[Check]:
-    """Runs every check of `table` on the rows (`where`) of the connection's temp table of that name."""
-    rows = f"(SELECT * FROM {table} WHERE {where})"
+def check(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings) -> list[Check]:
+    """Runs every check of `table` on all rows of the connection's temp table of that name."""
+    counts = connection.execute(f"SELECT {', '.join(_counts(table, settings))} FROM {table}").fetchall()[0]
+    return _checks(table, counts)
+
+
+def check_days(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings) -> dict[date, list[Check]]:
+    """The same day by day, for a table with a date column; a day without rows has nothing to check and is not listed."""
+    day = TABLES[table].date_column
+    rows = connection.execute(f"SELECT {day}, {', '.join(_counts(table, settings))} FROM {table} GROUP BY {day}").fetchall()
+    return {row[0]: _checks(table, row[1:]) for row in rows}
+
+
+def _counts(table: str, settings: Settings) -> list[str]:
+    """SQL that counts the violations of each check."""
     declared = TABLES[table]
-    key = ", ".join(declared.key)
     nulls = " OR ".join(f"{column.name} IS NULL" for column in declared.columns if not column.nullable)
     values = {
-        "rows": rows,
         "active": settings.active_limit, "at_risk": settings.at_risk_limit,
         "high": settings.high_risk_score, "medium": settings.medium_risk_score,
     }
-    statements = {
-        "key_is_unique": f"SELECT COUNT(*) - COUNT(DISTINCT ({key})) FROM {rows}",
-        "no_nulls": f"SELECT COUNT(*) FROM {rows} WHERE {nulls}",
-        **{name: sql.format(**values) for name, sql in _RULES.get(table, {}).items()},
-    }
-    return [Check(name, int(connection.execute(sql).fetchall()[0][0])) for name, sql in statements.items()]
+    broken_rows = [nulls, *(rule.format(**values) for rule in _ROW_RULES.get(table, {}).values())]
+    null_count, *row_counts = (f"COUNT(*) FILTER ({condition})" for condition in broken_rows)
+    # within a day its date is no longer part of the key
+    key = [name for name in declared.key if name != declared.date_column] or declared.key
+    return [f"COUNT(*) - COUNT(DISTINCT ({', '.join(key)}))", null_count, *_TABLE_RULES.get(table, {}).values(), *row_counts]
+
+
+def _checks(table: str, counts: Sequence[int]) -> list[Check]:
+    return [Check(name, int(count)) for name, count in zip(check_names(table), counts, strict=True)]

@@ -5,17 +5,18 @@ from datetime import date, timedelta
 
 import dagster as dg
 
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.compute import PRIORITY_ORDER, Workspace
 from retention_ops.log.database import ops_database
 from retention_ops.log.exposures import last_handed_over
 from retention_ops.orchestration import (
     OWNERS,
     Loop,
+    by_day,
     check_specs,
-    counts_table,
+    counts_tables,
     days_of,
     described,
-    one_by_one,
+    in_batches,
     store_days,
 )
 from retention_ops.package.brief import check_templates
@@ -30,12 +31,10 @@ from retention_ops.package.pack import (
 )
 
 
-def _tiers(space: Workspace, where: str) -> dict:
-    value = space.connection.execute("SELECT COALESCE(SUM(avg_order_value), 0) FROM customer_priority").fetchall()[0][0]
-    return {
-        "distribution": dg.MetadataValue.md(counts_table(space, "customer_priority", ["priority_tier"])),
-        "orders_at_stake": round(value, 2),
-    }
+def _tiers(space: Workspace) -> dict:
+    tables = counts_tables(space, "customer_priority", ["priority_tier"])
+    stakes = by_day(space, "customer_priority", orders_at_stake="round(SUM(avg_order_value), 2)")
+    return {day: {"distribution": table, **stakes[day]} for day, table in tables.items()}
 
 
 def _pack_metadata(pack: Pack, embed_chart: bool) -> dict:
@@ -64,7 +63,7 @@ def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
         backfill_policy=dg.BackfillPolicy.single_run(), check_specs=check_specs("customer_priority"), code_version="1",
     )
     def customer_priority(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
-        yield from store_days(context, loop, "customer_priority", one_by_one("customer_priority"), _tiers)
+        yield from store_days(context, loop, "customer_priority", in_batches, _tiers)
 
     @dg.asset(
         name="action_pack", group_name="package", kinds={"jinja2", "matplotlib"}, owners=OWNERS,
@@ -85,7 +84,7 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
     check_templates(loop.settings)
     links = brief_links(loop.settings, context.run.run_id)
     newest = None
-    with workspace(loop.lake) as space, ops_database(loop.settings) as engine:
+    with loop.workspace(context.run_id) as space, ops_database(loop.settings) as engine:
         space.build_range("alert_logic", days[0] - timedelta(days=loop.settings.trend_days - 1), days[-1])
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")
         flagged = set(history.loc[history["alert_flag"], "alert_date"].dt.date)

@@ -2,13 +2,12 @@
 
 import dagster as dg
 
-from retention_ops.detect.compute import workspace
 from retention_ops.orchestration import CheckTally, Loop, check_specs, described
 
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
 def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
-    with workspace(loop.lake) as space:
+    with loop.workspace(context.run_id) as space:
         version = space.orders
         return dg.MaterializeResult(
             metadata={
@@ -31,7 +30,7 @@ def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> d
 )
 def customer_days(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
     tally = CheckTally("customer_days")
-    with workspace(loop.lake) as space:  # derives the table where this orders version has none yet
+    with loop.workspace(context.run_id) as space:  # derives the table where this orders version has none yet
         rows = space.connection.execute("SELECT COUNT(*) FROM customer_days").fetchall()[0][0]
         tally.passes(space, space.orders.version)
         path = loop.lake.path("customer_days", space.orders.version)

@@ -104,6 +104,11 @@ TABLES: dict[str, Table] = {
             _c("orders", "INT64", "Orders on that day"),
             _c("revenue_cents", "INT64", "Their value, cents"),
             _c("last_order_cents", "INT64", "Value of the day's last order by order_id, cents"),
+            _c("first_order_date", "DATE", "The customer's first shopping day"),
+            _c("next_order_date", "DATE", "The next shopping day; null: none yet", True),
+            _c("order_days_so_far", "INT64", "Shopping days up to and including this one"),
+            _c("orders_so_far", "INT64", "Orders likewise"),
+            _c("revenue_cents_so_far", "INT64", "Their value, cents"),
         )),
         Table("base_customers", "Facts per customer as of D (SQL1).", "day", ("customer_id",),
               (_AS_OF, _CUSTOMER, *_FACTS, *_ATTRIBUTES), "as_of_date", snapshot=True),
@@ -208,3 +213,13 @@ TABLES: dict[str, Table] = {
               )),
     )
 }
+
+PRIORITY_INTERVALS = Table(
+    "priority_intervals", "When each customer is in a tier: what customer_priority of a range is made from; never stored.", "whole",
+    ("customer_id", "last_order_date", "priority_tier"), (
+        _CUSTOMER,
+        _c("priority_tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),
+        *(column for column in _FACTS if column.type != "FLOAT64"),
+        _c("from_day", "INT64", "First day of the tier within the range, in days since the last order"),
+        _c("to_day", "INT64", "Its last day within the range, likewise"),
+    ))

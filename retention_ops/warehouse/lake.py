@@ -111,11 +111,10 @@ class Lake:
         metadata = ", ".join(f"{key}: {literal(value)}" for key, value in provenance.items())
         order = order_by or ", ".join(declared.key)
         with replacing(target) as partial:
-            connection.execute(
+            expected = connection.execute(
                 f"COPY (SELECT {columns} FROM {table} WHERE {where} ORDER BY {order}) TO {literal(partial)} "
                 f"(FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{metadata}}})"
-            )
-            expected = connection.sql(f"SELECT COUNT(*) FROM {table} WHERE {where}").fetchall()[0][0]
+            ).fetchall()[0][0]
             written = connection.execute(f"SELECT COUNT(*) FROM {parquet_scan(partial)}").fetchall()[0][0]
             if written != expected:
                 raise QualityError(f"{table} {part or ''}: {written} of {expected} rows reached the file; it was not replaced")

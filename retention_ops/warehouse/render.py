@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,14 +24,26 @@ FILES = {
 }
 """table -> the file in sql/ that states its rule"""
 
+FAST_FILES = {
+    "base_customers": "fast/base_customers.sql",
+    "retention_daily": "fast/retention_daily.sql",
+    "priority_intervals": "fast/priority_intervals.sql",
+    "retention_snapshot": "fast/retention_snapshot.sql",
+}
+"""the same rows with less work, most for a whole range; each file says why, and detect/test_fast_ranges.py proves it"""
+
 
 @dataclass(frozen=True)
 class Query:
-    """A rule as written (`google_sql`) and as DuckDB runs it (`duckdb_sql`), with the names of its parameters."""
+    """A rule as written (`google_sql`) and as DuckDB runs it (`duckdb_sql`), with the names of its parameters.
+
+    `unordered_sql` leaves the last ORDER BY away: a table has no order, so it is sorted once, when it is read or stored.
+    """
 
     table: str
     google_sql: str
     duckdb_sql: str
+    unordered_sql: str
     parameters: frozenset[str]
 
 
@@ -45,8 +58,34 @@ def sql_folder() -> Path:
 
 @cache
 def query(table: str) -> Query:
-    """The query that computes `table`."""
-    text = (sql_folder() / FILES[table]).read_text(encoding="utf-8")
+    """The query that computes `table`, as the business reads it."""
+    return _read(table, FILES[table])
+
+
+@cache
+def fast_query(table: str) -> Query:
+    """The query of sql/fast/ that computes the same rows as `query`, or as much of them as a range needs."""
+    return _read(table, FAST_FILES[table])
+
+
+def stacked(*queries: Query) -> Query:
+    """One query out of several: each one reads the ones before it under their tables' names, and nothing is stored between."""
+    *inner, last = queries
+
+    def text(sql: Callable[[Query], str], keyword: str) -> str:
+        named = ",\n".join(f"{query.table} AS {keyword}(\n{sql(query)}\n)" for query in inner)
+        return f"WITH {named}\nSELECT * FROM (\n{sql(last)}\n)"
+
+    return Query(
+        last.table, text(lambda query: query.google_sql, ""), text(lambda query: query.duckdb_sql, "NOT MATERIALIZED "),
+        text(lambda query: query.unordered_sql, "NOT MATERIALIZED "), frozenset().union(*(query.parameters for query in queries)),
+    )
+
+
+def _read(table: str, file: str) -> Query:
+    text = (sql_folder() / file).read_text(encoding="utf-8")
     tree = sqlglot.parse_one(text, read="bigquery")
     parameters = frozenset(node.this.name for node in tree.find_all(exp.Parameter))
-    return Query(table, text, tree.sql(dialect="duckdb", pretty=True, comments=False), parameters)
+    ordered = tree.sql(dialect="duckdb", pretty=True, comments=False)
+    tree.set("order", None)
+    return Query(table, text, ordered, tree.sql(dialect="duckdb", pretty=True, comments=False), parameters)

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from retention_ops.settings import load_settings
-from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.render import FILES, query
+from retention_ops.warehouse.catalog import PRIORITY_INTERVALS, TABLES
+from retention_ops.warehouse.render import FAST_FILES, FILES, fast_query, query
+
+KNOWN = {**TABLES, PRIORITY_INTERVALS.name: PRIORITY_INTERVALS}
+RULES = [*(query(table) for table in FILES), *(fast_query(table) for table in FAST_FILES)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def google_sql():
     language.product_mode = ProductMode.PRODUCT_EXTERNAL
     language.reserved_keywords = ["QUALIFY"]
     catalog = CatalogBuilder("lake")
-    for table in TABLES.values():
+    for table in KNOWN.values():
         builder = TableBuilder(table.name)
         for column in table.columns:
             builder.add_column(column.name, kinds[column.type])
@@ -65,13 +68,12 @@ def google_type(value: Any) -> str:
     return {bool: "BOOL", int: "INT64", float: "FLOAT64", str: "STRING", date: "DATE"}[type(value)]
 
 
-@pytest.mark.parametrize("table", FILES)
-def test_the_rule_is_google_sql_and_yields_the_declared_columns_and_types(google_sql, table):
+@pytest.mark.parametrize("rule", RULES, ids=[*FILES, *FAST_FILES.values()])
+def test_the_rule_is_google_sql_and_yields_the_declared_columns_and_types(google_sql, rule):
     day = date(2024, 2, 29)
     known = {**load_settings().rule_parameters(), **dict.fromkeys(("complete_through", "reference_date", "from_date", "to_date"), day)}
-    rule = query(table)
     columns = google_sql(rule.google_sql, {name: google_type(known[name]) for name in rule.parameters})
-    assert columns == [(column.name, column.type) for column in TABLES[table].columns]
+    assert columns == [(column.name, column.type) for column in KNOWN[rule.table].columns]
 
 
 def test_the_analyzer_refuses_what_is_not_google_sql(google_sql):

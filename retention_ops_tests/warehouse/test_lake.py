@@ -143,6 +143,18 @@ def test_stored_input_of_another_make_is_computed_again(small_lake):
     assert table_for(small_lake, "retention_snapshot", D).equals(expected)
 
 
+def test_shopping_days_of_an_older_make_are_derived_again(small_lake):
+    """They are kept as long as their orders, also when the code learns a new column."""
+    expected = table_for(small_lake, "base_customers", D)
+    version = small_lake.orders().version
+    path = small_lake.path("customer_days", version)
+    with small_lake.connection() as connection:
+        connection.execute(f"CREATE TEMP TABLE old AS SELECT customer_id, order_date FROM '{path}'")
+        connection.execute(f"COPY old TO '{path}' (FORMAT parquet)")
+    assert table_for(small_lake, "base_customers", D).equals(expected)
+    assert list(small_lake.read("customer_days", version)) == TABLES["customer_days"].column_names
+
+
 def test_only_the_newest_snapshots_are_kept(small_lake):
     days = [D - timedelta(offset) for offset in (0, 89, 90, 120)]
     for day in days:
