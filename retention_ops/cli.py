@@ -152,8 +152,8 @@ def ingest(
     from retention_ops.detect.compute import workspace
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.status import packs_with_opted_out
+    from retention_ops.warehouse.choice import open_warehouse
     from retention_ops.warehouse.freshness import stored_from
-    from retention_ops.warehouse.lake import Lake
 
     settings = _settings()
     with err.status("opening files") if not as_json else _nothing() as spinner:
@@ -162,7 +162,7 @@ def ingest(
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
     _record_ingestions(settings)
-    lake = Lake(settings)
+    lake = open_warehouse(settings)
     if report.dataset == "orders":
         with workspace(lake):  # derives customer_days, so that the views are never without it
             pass
@@ -239,8 +239,17 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
 
 
 @app.command(epilog="Examples:\n\n  retention-ops run --date 2011-09-30\n\n  retention-ops run --date 2011-09-30 --json")
-def run(day: Annotated[date, _date_option("--date", "Reference date.")], as_json: Json = False) -> None:
+def run(
+    day: Annotated[date, _date_option("--date", "Reference date.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what BigQuery would scan; nothing is computed or billed.")] = False,
+    as_json: Json = False,
+) -> None:
     """Detect and package for one date, and respond according to the mode."""
+    if dry_run:
+        from retention_ops.commands.estimate import show_estimate
+
+        show_estimate(_settings(), day, as_json)
+        return
     _run_range(_settings(), day, day, as_json)
 
 
@@ -291,9 +300,9 @@ def _rises(alert: dict[str, Any]) -> bool:
 
 
 def _lake(settings: Settings) -> Any:
-    from retention_ops.warehouse.lake import Lake
+    from retention_ops.warehouse.choice import open_warehouse
 
-    return Lake(settings)
+    return open_warehouse(settings)
 
 
 def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
 from retention_ops.settings import Settings
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 PROCESS_TAG = "retention_ops/process"
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED]
@@ -73,7 +73,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def check_dates(settings: Settings, lake: Lake, first: date, last: date) -> None:
+def check_dates(settings: Settings, lake: Warehouse, first: date, last: date) -> None:
     """Raises UsageError unless every date from `first` to `last` is a partition."""
     if first > last:
         raise UsageError(f"--from {first} is after --to {last}")
@@ -151,7 +151,7 @@ def last_run(settings: Settings) -> dict[str, Any] | None:
     return {"run_id": run.run_id, "from": first, "to": last, "status": run.status.value.lower(), "started": records[0].create_timestamp}
 
 
-def mismatches(settings: Settings, lake: Lake) -> list[str]:
+def mismatches(settings: Settings, lake: Warehouse) -> list[str]:
     """Where the lake and Dagster's events disagree, in sentences; the cure for each is to run those dates again."""
     found = []
     for table in KEPT_FOR_EVER:

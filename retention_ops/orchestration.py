@@ -18,7 +18,7 @@ from retention_ops.execute.respond import Responder
 from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 OWNERS = ["team:retention"]
 JOB = "daily_loop"
@@ -30,7 +30,7 @@ FIRST_PARTITION_WITHOUT_ORDERS = date(2020, 1, 1)
 class Loop:
     """What every asset needs; a plain object, so a test passes another lake, clock or progress."""
 
-    lake: Lake
+    lake: Warehouse
     clock: Clock = system_clock
     progress: Callable[[str, int, int], None] = field(default=lambda step, done, total: None)
     mode: Callable[[], str] | None = None
@@ -52,7 +52,7 @@ def open_responder(loop: Loop, run_id: str) -> Iterator[Responder]:
         )
 
 
-def partitions(settings: Settings, lake: Lake) -> dg.DailyPartitionsDefinition:
+def partitions(settings: Settings, lake: Warehouse) -> dg.DailyPartitionsDefinition:
     """One partition per reference date, from `start_date` or else the first order."""
     orders = lake.orders()
     start = settings.start_date or (orders.first_date if orders else FIRST_PARTITION_WITHOUT_ORDERS)
@@ -136,7 +136,7 @@ def counts_table(space: Workspace, table: str, columns: Sequence[str], where: st
     """A small Markdown table: rows per value of `columns`."""
     names = ", ".join(columns)
     rows = space.connection.execute(
-        f"SELECT {names}, COUNT(*) FROM {table} WHERE {where} GROUP BY ALL ORDER BY ALL"
+        f"SELECT {names}, COUNT(*) FROM {table} WHERE {where} GROUP BY {names} ORDER BY {names}"
     ).fetchall()
     lines = [f"| {' | '.join(columns)} | customers |", "|" + "---|" * (len(columns) + 1)]
     return "\n".join(lines + ["| " + " | ".join(str(value) for value in row) + " |" for row in rows])
@@ -169,6 +169,7 @@ def store_days(
                         "path": dg.MetadataValue.path(str(loop.lake.path(table, day))) if kept else "computed, not stored: "
                         f"older than the newest {loop.settings.snapshot_keep_days} days of the range",
                         **space.provenance,
+                        **space.cost(),
                     },
                     asset_key=table, partition_key=day.isoformat(),
                 )

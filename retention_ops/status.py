@@ -12,15 +12,16 @@ from retention_ops.log.database import ops_database
 from retention_ops.package.audiences import TIERS, safe_text
 from retention_ops.package.pack import find_pack, no_contact, pack_days, records
 from retention_ops.settings import Settings
+from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.freshness import Changes, freshness
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 RECENT = 30
 
 
 def status(settings: Settings) -> dict[str, Any]:
     """Everything `retention-ops status` shows. `next` is the most useful command (without the program's name)."""
-    lake = Lake(settings)
+    lake = open_warehouse(settings)
     orders, customers = lake.orders(), lake.customers()
     built = lake.days("alert_logic")
     recent = records(lake.read_range("alert_logic", built[-RECENT:][0], built[-1])) if built else []
@@ -45,7 +46,7 @@ def status(settings: Settings) -> dict[str, Any]:
     return facts | {"next": _next(facts)}
 
 
-def _answers(lake: Lake, recent: list[dict[str, Any]]) -> dict[str, Any]:
+def _answers(lake: Warehouse, recent: list[dict[str, Any]]) -> dict[str, Any]:
     with ops_database(lake.settings) as engine:
         log = runs.rows(engine)
         broken = runs.first_broken_row(engine)
@@ -61,7 +62,7 @@ def _answers(lake: Lake, recent: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _runs(lake: Lake, built: list[date]) -> dict[str, Any]:
+def _runs(lake: Warehouse, built: list[date]) -> dict[str, Any]:
     from retention_ops.launch import last_run, materialized_dates, mismatches  # Dagster only where there is something to ask
 
     packed = materialized_dates(lake.settings, "action_pack") if built else set()
@@ -72,7 +73,7 @@ def _runs(lake: Lake, built: list[date]) -> dict[str, Any]:
     }
 
 
-def stale_packs(lake: Lake) -> list[date]:
+def stale_packs(lake: Warehouse) -> list[date]:
     """Dates whose pack was built from orders that changed since; a run killed between tables and pack leaves such."""
     changed, found = Changes(lake), []
     for day in pack_days(lake.settings):
@@ -86,7 +87,7 @@ def stale_packs(lake: Lake) -> list[date]:
     return found
 
 
-def packs_with_opted_out(lake: Lake) -> list[date]:
+def packs_with_opted_out(lake: Warehouse) -> list[date]:
     """Dates whose audience files list a customer who, by what is known now, refused consent or is suppressed."""
     customers, suppressions = lake.customers(), lake.suppressions()
     current = (customers.version if customers else "", suppressions.version if suppressions else "")

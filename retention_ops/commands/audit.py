@@ -75,9 +75,9 @@ def _log_checks(engine: Engine, settings: Settings) -> Iterator[Check]:
 
 def _exported(settings: Settings) -> list[Row]:
     from retention_ops.package.pack import records
-    from retention_ops.warehouse.lake import Lake
+    from retention_ops.warehouse.choice import open_warehouse
 
-    lake = Lake(settings)
+    lake = open_warehouse(settings)
     if not lake.exists("ops_runs_log"):
         return []
     return [{**row, "alert_date": str(row["alert_date"])[:10]} for row in records(lake.read("ops_runs_log"))]

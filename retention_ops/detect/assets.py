@@ -17,7 +17,7 @@ from retention_ops.orchestration import (
 
 def _facts(space: Workspace, where: str) -> dict:
     row = space.connection.execute("""
-        SELECT COUNT(*) FILTER (total_orders = 1), MIN(first_order_date), MAX(last_order_date), SUM(total_revenue_cents) / 100
+        SELECT COUNT(CASE WHEN total_orders = 1 THEN 1 END), MIN(first_order_date), MAX(last_order_date), SUM(total_revenue_cents) / 100
         FROM base_customers""").fetchall()[0]
     return {
         "one_order_customers": row[0], "first_order_date": str(row[1]), "last_order_date": str(row[2]), "total_revenue": row[3] or 0.0,
@@ -30,7 +30,8 @@ def _statuses(space: Workspace, where: str) -> dict:
 
 def _risks(space: Workspace, where: str) -> dict:
     signals = space.connection.execute("""
-        SELECT COUNT(*) FILTER (is_frequency_drop), COUNT(*) FILTER (is_value_drop), COUNT(*) FILTER (is_status_inconsistent)
+        SELECT COUNT(CASE WHEN is_frequency_drop THEN 1 END), COUNT(CASE WHEN is_value_drop THEN 1 END),
+               COUNT(CASE WHEN is_status_inconsistent THEN 1 END)
         FROM churn_detection""").fetchall()[0]
     return {
         "distribution": dg.MetadataValue.md(counts_table(space, "churn_detection", ["retention_status", "churn_risk_level"])),
@@ -98,9 +99,13 @@ def cohort_retention_evolution(context: dg.AssetExecutionContext, loop: dg.Resou
 def _cohort_table(space: Workspace) -> str:
     """The newest twelve cohorts, months 0 to 6, in %."""
     rows = space.connection.execute("""
-        PIVOT (SELECT strftime(cohort_month, '%Y-%m') AS cohort, cohort_size AS customers, months_since_acquisition AS m,
-                      round(retention_rate, 1) AS rate
-               FROM cohort_retention_evolution WHERE months_since_acquisition <= 6)
-        ON m IN (0, 1, 2, 3, 4, 5, 6) USING any_value(rate) ORDER BY cohort DESC LIMIT 12""").fetchall()
+        SELECT cohort_month, cohort_size, months_since_acquisition, ROUND(retention_rate, 1)
+        FROM cohort_retention_evolution WHERE months_since_acquisition <= 6
+        ORDER BY cohort_month DESC, months_since_acquisition LIMIT 84""").fetchall()
+    cohorts: dict[tuple, dict[int, float]] = {}
+    for month, size, later, rate in rows:
+        cohorts.setdefault((f"{month:%Y-%m}", size), {})[later] = rate
     lines = ["| cohort | customers | M+0 | M+1 | M+2 | M+3 | M+4 | M+5 | M+6 |", "|" + "---|" * 9]
-    return "\n".join(lines + ["| " + " | ".join("" if value is None else str(value) for value in row) + " |" for row in rows])
+    for cohort, rates in list(cohorts.items())[:12]:
+        lines.append("| " + " | ".join(str(value) for value in (*cohort, *(rates.get(later, "") for later in range(7)))) + " |")
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 import pandas as pd
@@ -19,6 +19,7 @@ from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import query
+from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import OrdersVersion
 
 INPUT = {
@@ -50,6 +51,10 @@ class Workspace:
             "customers_version": self.customers.version if self.customers else "",
             "rules_sha256": self.settings.rules_sha256(),
         }
+
+    def cost(self) -> dict[str, Any]:
+        """What the engine charged since this was asked last, for the metadata; DuckDB charges nothing."""
+        return {}
 
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
@@ -138,18 +143,24 @@ PRIORITY_ORDER = "priority_score DESC, total_revenue DESC, customer_id"
 
 
 @contextmanager
-def workspace(lake: Lake) -> Iterator[Workspace]:
-    """A Workspace on the CURRENT orders. Raises NoOrders where nothing was ingested."""
+def workspace(lake: Warehouse) -> Iterator[Workspace]:
+    """A Workspace on the CURRENT orders, in the engine they are computed by. Raises NoOrders where nothing was ingested."""
     orders = lake.orders()
     if orders is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
+    if lake.engine == "bigquery":
+        from retention_ops.detect.in_bigquery import BigQueryWorkspace  # its client is imported only where it is used
+
+        with BigQueryWorkspace.opened(lake, orders) as space:
+            yield space
+        return
     with lake.connection() as connection:
         space = Workspace(lake, connection, orders)
         space.attach()
         yield space
 
 
-def table_for(lake: Lake, name: str, day: date | None) -> pd.DataFrame:
+def table_for(lake: Warehouse, name: str, day: date | None) -> pd.DataFrame:
     """Computes one table as of `day` without storing it (`day` is None for cohort_retention_evolution)."""
     with workspace(lake) as space:
         if name == "cohort_retention_evolution":
@@ -159,7 +170,7 @@ def table_for(lake: Lake, name: str, day: date | None) -> pd.DataFrame:
         return space.rows(name, PRIORITY_ORDER if name == "customer_priority" else None)
 
 
-def alert_history(lake: Lake, first: date, last: date) -> pd.DataFrame:
+def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:
     """alert_logic for every day from `first` to `last`, computed in one pass, oldest first."""
     with workspace(lake) as space:
         space.build_range("alert_logic", first, last)

@@ -1,4 +1,4 @@
-"""What must hold for a table before it replaces the old one. Each check counts its violations in one query.
+"""What must hold for a table before it replaces the old one. Each check counts its violations; one query asks them all.
 
 They run on the rows just computed, before the partition is replaced, so a broken rule never overwrites a good day.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import duckdb
-
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.seam import Connection
 
 # table -> check name -> SQL counting violations; {rows} are the rows under check, the rest are settings
 _RULES: dict[str, dict[str, str]] = {
@@ -49,7 +48,8 @@ _RULES: dict[str, dict[str, str]] = {
         "every_row_has_a_reason": "SELECT COUNT(*) FROM {rows} WHERE length(priority_reason) = 0",
     },
     "audience_current": {
-        "lists_of_one_date": "SELECT greatest(COUNT(DISTINCT (alert_date, audience_sha256)) - 1, 0) FROM {rows}",
+        "lists_of_one_date": """SELECT CASE WHEN COUNT(*) = 0 THEN 0 ELSE COUNT(*) - 1 END
+            FROM (SELECT DISTINCT alert_date, audience_sha256 FROM {rows})""",
         "handed_over_before": """SELECT COUNT(*) FROM {rows}
             WHERE new_since_handover <> (last_handed_over IS NULL) OR last_handed_over >= alert_date""",
     },
@@ -73,7 +73,7 @@ def check_names(table: str) -> list[str]:
     return ["key_is_unique", "no_nulls", *_RULES.get(table, {})]
 
 
-def check(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings, where: str = "true") -> list[Check]:
+def check(connection: Connection, table: str, settings: Settings, where: str = "true") -> list[Check]:
     """Runs every check of `table` on the rows (`where`) of the connection's temp table of that name."""
     rows = f"(SELECT * FROM {table} WHERE {where})"
     declared = TABLES[table]
@@ -85,8 +85,9 @@ def check(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings,
         "high": settings.high_risk_score, "medium": settings.medium_risk_score,
     }
     statements = {
-        "key_is_unique": f"SELECT COUNT(*) - COUNT(DISTINCT ({key})) FROM {rows}",
+        "key_is_unique": f"SELECT COALESCE(SUM(copies - 1), 0) FROM (SELECT COUNT(*) AS copies FROM {rows} GROUP BY {key})",
         "no_nulls": f"SELECT COUNT(*) FROM {rows} WHERE {nulls}",
         **{name: sql.format(**values) for name, sql in _RULES.get(table, {}).items()},
     }
-    return [Check(name, int(connection.execute(sql).fetchall()[0][0])) for name, sql in statements.items()]
+    counts = connection.execute("SELECT " + ", ".join(f"({sql}) AS {name}" for name, sql in statements.items())).fetchall()[0]
+    return [Check(name, int(count)) for name, count in zip(statements, counts, strict=True)]

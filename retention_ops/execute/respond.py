@@ -34,7 +34,7 @@ from retention_ops.package.brief import CHART_FILE
 from retention_ops.package.pack import current_audiences, find_pack
 from retention_ops.settings import Secrets, Settings
 from retention_ops.warehouse.files import write_atomic
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 HANDOVERS = "handovers"
 """folder of the lists being handed over, until they are recorded as exposures"""
@@ -45,7 +45,7 @@ PATIENCE_SECONDS = 20.0
 class Responder:
     """Everything a response needs. `mode` is read anew before each send, so switching off stops what is under way."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     run_id: str

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 from retention_ops.log.database import ingestions, lock_chain, ops_runs_log
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion
 
 GENESIS = "0" * 64
@@ -92,7 +92,7 @@ def first_broken_row(engine: Engine) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def export(engine: Engine, lake: Lake) -> int:
+def export(engine: Engine, lake: Warehouse) -> int:
     """Writes the whole log as the lake table ops_runs_log; returns its rows."""
     schema = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in TABLES["ops_runs_log"].columns])
     # under a lock, so that a slower export never replaces a newer one
