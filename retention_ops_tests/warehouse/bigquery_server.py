@@ -22,6 +22,9 @@ import duckdb
 import pyarrow as pa
 import sqlglot
 from sqlglot import exp
+from sqlglot.optimizer.merge_subqueries import merge_subqueries
+from sqlglot.optimizer.pushdown_predicates import pushdown_predicates
+from sqlglot.optimizer.qualify import qualify
 
 from retention_ops.warehouse.bigquery import ARROW_TYPES
 from retention_ops.warehouse.catalog import DUCKDB_TYPES
@@ -370,19 +373,18 @@ class BigQueryServer(LoopbackServer):
         definitions = tree.this.expressions if isinstance(tree.this, exp.Schema) else []
         if definitions:
             body["schema"]["fields"] = [
-                {"name": item.name, "type": item.args["kind"].sql("bigquery"), "description": _description(item)} for item in definitions]
+                {"name": item.name, "type": item.args["kind"].sql("bigquery"), "description": _described(item.sql("bigquery"))}
+                for item in definitions]
         header = tree.sql("bigquery").partition("SELECT")[0]
         month = re.search(r"PARTITION BY DATE_TRUNC\((\w+), MONTH\)", header)
         if month:
             body["timePartitioning"] = {"type": "MONTH", "field": month[1]}
-        clustered = re.search(r"CLUSTER BY ([\w, ]+)", header)
+        clustered = re.search(r"CLUSTER BY (\w+(?:, \w+)*)", header)
         if clustered:
             body["clustering"] = {"fields": [name.strip() for name in clustered[1].split(",")]}
         if "expiration_timestamp" in header:
             body["expirationTime"] = "set"
-        described = re.search(r"OPTIONS ?\(description='([^']*)'\)\s*AS", header.replace("\n", " "))
-        if described:
-            body["description"] = described[1]
+        body["description"] = _described(header.rpartition("CLUSTER BY")[2])
         self._make(*key, body)
         self._fill(key, self._select(tree.expression, columns, values))
         return []
@@ -509,9 +511,21 @@ class BigQueryServer(LoopbackServer):
         return copy.sql(dialect="duckdb")
 
     def _scans(self, tree: exp.Expression, values: dict[str, Any]) -> list[Scan]:
-        """What each table named in full has to give: the partitions its SELECT's own WHERE leaves."""
-        target = tree.find(exp.Table) if isinstance(tree, (exp.Create, exp.Insert)) else None
-        return [self._scan(table, values) for table in self._named(tree) if table is not target]
+        """What each table named in full has to give: the partitions that its conditions leave.
+
+        A condition on a WITH that is nothing but a table's columns counts as one on the table, as BigQuery documents it for
+        views and subqueries; sqlglot moves it there.
+        """
+        query = tree.expression if isinstance(tree, (exp.Create, exp.Insert)) else tree
+        if not isinstance(query, exp.Query):
+            return []
+        known: dict[str, Any] = {}
+        for table in self._named(query):
+            known.setdefault(table.catalog, {}).setdefault(table.db, {})[table.name] = self.columns(table.db, table.name)
+        if known:
+            query = qualify(query.copy(), dialect="bigquery", schema=known, validate_qualify_columns=False)
+            query = pushdown_predicates(merge_subqueries(query), dialect="bigquery")
+        return [self._scan(table, values) for table in self._named(query)]
 
     def _scan(self, table: exp.Table, values: dict[str, Any]) -> Scan:
         resource = self._table(table.db, table.name)
@@ -560,9 +574,10 @@ def _is_name(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z_]\w*", name)) and not name.startswith("$")
 
 
-def _description(item: exp.ColumnDef) -> str:
-    found = re.search(r"OPTIONS ?\(description='((?:[^'\\]|\\.)*)'\)", item.sql("bigquery"))
-    return found[1] if found else ""
+def _described(text: str) -> str:
+    """The description among the OPTIONS in a piece of DDL."""
+    found = re.search(r"OPTIONS ?\(\s*description='((?:[^'\\]|\\.)*)'\s*\)", text)
+    return found[1].replace("\\'", "'") if found else ""
 
 
 def _parameters(query: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

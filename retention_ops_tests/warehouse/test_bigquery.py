@@ -24,7 +24,8 @@ from retention_ops.detect import in_bigquery
 from retention_ops.detect.compute import PRIORITY_ORDER, table_for, workspace
 from retention_ops.detect.in_bigquery import estimates
 from retention_ops.errors import SettingsError, UsageError, WarehouseError
-from retention_ops.launch import mismatches, run_dates
+from retention_ops.execute.trail import publish_log
+from retention_ops.launch import run_dates
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
 from retention_ops.orchestration import Loop
@@ -36,6 +37,7 @@ from retention_ops.warehouse.bigquery_jobs import GB
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import freshness
 from retention_ops_tests.conftest import LAST_DAY
+from retention_ops_tests.log.test_runs_log import row
 from retention_ops_tests.shops import lake_with, small_shop
 from retention_ops_tests.warehouse.bigquery_server import BigQueryServer
 from retention_ops_tests.warehouse.engines import addressed, bigquery_with, on_bigquery
@@ -75,7 +77,7 @@ def replace_one(warehouse: BigQuery, day: date = D) -> int:
 # ---------------------------------------------------------------------------------------------------------- the daily loop
 
 def test_a_backfill_twice_over_leaves_the_lakes_rows_once(server, warehouse, tmp_path):
-    days = [D - timedelta(2), D - timedelta(1), D]
+    days = [D - timedelta(1), D]
     lake = lake_with(small_shop(), tmp_path / "lake", min_sample=10)
     with dg.DagsterInstance.ephemeral() as instance:
         for _ in range(2):
@@ -99,12 +101,15 @@ def test_a_backfill_twice_over_leaves_the_lakes_rows_once(server, warehouse, tmp
     with ops_database(warehouse.settings) as engine:
         written = [row["row_hash"] for row in runs.rows(engine)]
     assert warehouse.read("ops_runs_log", None, "run_timestamp, alert_date")["row_hash"].tolist() == written
-    assert mismatches(warehouse.settings, warehouse) == [] or "no event" in mismatches(warehouse.settings, warehouse)[0]
     metadata = events[0].asset_materialization.metadata
     assert metadata["bytes_billed"].value > 0 and metadata["bigquery_job"].value.startswith("retention_ops-replace-churn_detection-")
     assert metadata["path"].value == f"shop-project.retention.churn_detection${D:%Y%m%d}"
     assert not [name for _, name in server.tables if name.startswith("staging_")]
     assert warehouse.pauses == []
+    changed = [request.path for request in server.requests
+               if request.method in ("PATCH", "PUT", "DELETE") or request.path.endswith("/tables")]
+    assert changed and all("/datasets/retention/" in path for path in changed)
+    assert {job.resource["configuration"].get("labels", {}).get("app") for job in server.jobs.values()} == {"retention-ops"}
 
 
 def test_replies_lost_all_the_way_lose_and_double_nothing(server, warehouse, tmp_path):
@@ -126,18 +131,17 @@ def test_replies_lost_all_the_way_lose_and_double_nothing(server, warehouse, tmp
 
 def test_a_past_date_after_new_orders_is_stale_until_it_is_rebuilt(server, tmp_path):
     shop = small_shop()
-    early = shop[shop["order_date"] <= D - timedelta(3)]
-    warehouse = bigquery_with(server, early, tmp_path / "home", D - timedelta(1), min_sample=10)
+    late = shop["order_date"] > D - timedelta(3)
+    warehouse = bigquery_with(server, shop[~late], tmp_path / "home", D - timedelta(1))
     day = D - timedelta(1)
-    with dg.DagsterInstance.ephemeral() as instance:
-        assert run_dates(Loop(warehouse), day, day, instance).success
-        assert freshness(warehouse).stale == []
-        path = tmp_path / "more.csv"
-        late = shop[shop["order_date"] > D - timedelta(3)]
-        late[["order_id", "customer_id", "order_date"]].assign(order_amount=[f"{c / 100:.2f}" for c in late["order_cents"]]).to_csv(path)
-        ingest([path], "orders", warehouse.settings)
-        assert freshness(warehouse).stale == [day]
-        assert run_dates(Loop(warehouse), day, day, instance).success
+    replace_one(warehouse, day)
+    assert freshness(warehouse).stale == []
+    path, rows = tmp_path / "more.csv", shop[late]
+    rows[["order_id", "customer_id", "order_date"]].assign(order_amount=[f"{c / 100:.2f}" for c in rows["order_cents"]]).to_csv(path)
+    ingest([path], "orders", warehouse.settings)
+    assert freshness(warehouse).stale == [day]
+    replace_one(warehouse, day)
+    warehouse.refresh_views()
     assert freshness(warehouse).stale == []
     names = sorted(name for _, name in server.tables if name.startswith("orders__"))
     assert [name[8:14] for name in names] == ["000001", "000002"]
@@ -145,35 +149,36 @@ def test_a_past_date_after_new_orders_is_stale_until_it_is_rebuilt(server, tmp_p
 
 
 def test_a_table_that_breaks_its_rules_does_not_replace_its_partition(server, warehouse, monkeypatch):
+    with workspace(warehouse) as space:
+        space.build("base_customers", D)
+        warehouse.write(space.connection, "base_customers", D, space.provenance)
+    before = server.rows("base_customers")
+    run = in_bigquery.BigQueryWorkspace._run
+
+    def doubles_a_customer(self, table, dates):
+        run(self, table, dates)
+        staged = self.connection._relations[table]
+        self.connection.show(table, f"SELECT * FROM ({staged} UNION ALL ({staged} LIMIT 1))")
+
+    monkeypatch.setattr(in_bigquery.BigQueryWorkspace, "_run", doubles_a_customer)
     with dg.DagsterInstance.ephemeral() as instance:
-        assert run_dates(Loop(warehouse), D, D, instance).success
-        before = server.rows("retention_snapshot")
-        run = in_bigquery.BigQueryWorkspace._run
-
-        def doubles_a_customer(self, table, dates):
-            run(self, table, dates)
-            if table == "retention_snapshot":
-                columns = ", ".join(TABLES[table].column_names)
-                staged = self.connection._relations[table]
-                self.connection.show(table, f"SELECT {columns} FROM ({staged} UNION ALL ({staged} LIMIT 1))")
-
-        monkeypatch.setattr(in_bigquery.BigQueryWorkspace, "_run", doubles_a_customer)
         outcome = run_dates(Loop(warehouse), D, D, instance)
-    assert not outcome.success and "key_is_unique" in outcome.errors[0]
-    assert server.rows("retention_snapshot") == before
+    assert not outcome.success and any("key_is_unique" in text and "not replaced" in text for text in outcome.errors)
+    assert server.rows("base_customers") == before
 
 
-def test_the_log_is_exported_by_the_next_run_after_a_fault(server, warehouse):
-    with dg.DagsterInstance.ephemeral() as instance:
-        server.fail("503", r"POST /upload/.*", times=99)
-        server.only_faults_for("ops_runs_log")
-        outcome = run_dates(Loop(warehouse), D, D, instance)
-        assert not outcome.success and outcome.errors[0].startswith("ops_runs_log: BigQuery job retention_ops-load-ops_runs_log-")
-        server.faults.clear()
-        assert server.rows("ops_runs_log") == []
-        assert run_dates(Loop(warehouse), D, D, instance).success
+def test_the_log_is_exported_whole_after_a_fault(server, warehouse):
     with ops_database(warehouse.settings) as engine:
-        assert len(server.rows("ops_runs_log")) == len(runs.rows(engine)) == 2
+        runs.append(engine, row(0))
+        server.fail("503", r"POST /upload/.*", times=9)
+        with pytest.raises(WarehouseError, match=r"job retention_ops-load-ops_runs_log-\w+-1 .*try again"):
+            publish_log(warehouse, engine, [])
+        server.faults.clear()
+        assert server.rows("ops_runs_log") == [] and warehouse.pauses == [2, 4, 8]
+        runs.append(engine, row(1))
+        assert publish_log(warehouse, engine, []) == 2
+        exported = [entry[-1] for entry in server.rows("ops_runs_log", "run_timestamp, alert_date")]
+        assert exported == [entry["row_hash"] for entry in runs.rows(engine)]
 
 
 # ------------------------------------------------------------------------------------------------------------------ faults
@@ -266,7 +271,7 @@ def test_a_kill_between_two_makes_leaves_no_partition_that_claims_the_older_one(
     server.faults.clear()
     again = on_bigquery(server, warehouse.settings)
     assert again.provenance("retention_daily", D) == {} != made_from_a
-    assert again.days("retention_daily") == [D] and freshness(again).stale == [D]
+    assert again.days("retention_daily") == [D] and freshness(again).other_rules == [D]
 
 
 # ------------------------------------------------------------------------------------------------- what is there, who may
@@ -333,15 +338,6 @@ def test_nothing_is_written_outside_our_dataset(server, warehouse):
     warehouse.make_ready()
     with pytest.raises(WarehouseError, match="permission to write denied"):
         warehouse.jobs.query("CREATE OR REPLACE TABLE `shop-project.finance.orders` AS SELECT 'x' AS order_id", name="ask")
-
-
-def test_every_job_and_table_of_a_loop_stays_in_our_dataset(server, warehouse):
-    with dg.DagsterInstance.ephemeral() as instance:
-        assert run_dates(Loop(warehouse), D, D, instance).success
-    changed = [request.path for request in server.requests
-               if request.method in ("PATCH", "PUT", "DELETE") or request.path.endswith("/tables")]
-    assert changed and all("/datasets/retention/" in path for path in changed)
-    assert {job.resource["configuration"].get("labels", {}).get("app") for job in server.jobs.values()} == {"retention-ops"}
 
 
 def test_a_dataset_in_another_location_is_refused(server, warehouse):
@@ -444,9 +440,7 @@ def test_a_user_sets_project_dataset_and_location_and_nothing_else(server, tmp_p
     assert {row[0] for row in server.rows("customer_priority")} == {D}
     dry = json.loads(command("run", "--date", str(D), "--dry-run", "--json"))
     assert dry["total"] == sum(dry["bytes"].values()) > 0
-    assert json.loads(command("alerts", "--from", str(D), "--to", str(D), "--json"))[0] == ran["alert"]
     assert json.loads(command("status", "--json"))["newest_date"] == str(D)
-    assert json.loads(command("explain", "--date", str(D), "--json"))["facts"]["severity"] == ran["alert"]["severity"]
 
 
 def test_a_missing_address_is_named():
