@@ -141,7 +141,7 @@ def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
                     "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30\n\n"
                     "  retention-ops ingest do_not_contact.csv --preset suppressions")
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="csv, xlsx or parquet; several at once.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="csv, xlsx, parquet, bigquery:project.dataset.table.", show_default=False)],
     preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, customers or suppressions.")],
     replace: Annotated[bool, typer.Option("--replace", help="Known orders are corrected; suppressions: the whole list.")] = False,
     complete_through: Annotated[date | None, _date_option("--complete-through", "Last date whose orders are all in.")] = None,
@@ -150,19 +150,20 @@ def ingest(
 ) -> None:
     """Check order files and add them to the lake. A file is taken whole or not at all."""
     from retention_ops.detect.compute import workspace
+    from retention_ops.sources.bigquery_table import as_files
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.status import packs_with_opted_out
     from retention_ops.warehouse.choice import open_warehouse
     from retention_ops.warehouse.freshness import stored_from
 
     settings = _settings()
-    with err.status("opening files") if not as_json else _nothing() as spinner:
+    lake = open_warehouse(settings)
+    with err.status("opening files") if not as_json else _nothing() as spinner, as_files(files, lake) as opened:
         report = take_in(
-            files, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
+            opened, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
     _record_ingestions(settings)
-    lake = open_warehouse(settings)
     if report.dataset == "orders":
         with workspace(lake):  # derives customer_days, so that the views are never without it
             pass
@@ -383,7 +384,7 @@ def demo(
     """Synthetic shop with a retention incident; runs the whole loop and says where to look."""
     from retention_ops.sources.ingest import ingest as take_in
 
-    settings = load_settings(home=_settings().home / "demo", shop_name="Demo shop")
+    settings = load_settings(home=_settings().home / "demo", shop_name="Demo shop", warehouse="lake")  # a demo fills nobody's dataset
     shop = _demo_shop(settings, customers, seed)
     for file, preset in ((shop.orders, "orders"), (shop.customers, "customers")):
         with err.status(f"taking in {file.name}"):

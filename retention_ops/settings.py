@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     bigquery_project: str = Field("", description="project that runs the jobs and holds the dataset")
     bigquery_dataset: str = Field("", description="our dataset, created where missing; nothing else is ever written", pattern=r"^\w*$")
     bigquery_location: str = Field("", description="its location, e.g. EU or europe-west1")
+    bigquery_source: str = Field(
+        "", description="project.dataset.table or view with the columns of preset orders; read, never written, at each run",
+        pattern=r"^$|^[^.\s`]+\.[^.\s`]+\.[^.\s`]+$",
+    )
     maximum_bytes_billed: int = Field(
         100_000_000_000, description="a query that would bill more bytes fails before it costs anything", ge=10_485_760,
     )

@@ -90,6 +90,7 @@ def cohort_retention_evolution(context: dg.AssetExecutionContext, loop: dg.Resou
                 "retention_by_cohort": dg.MetadataValue.md(_cohort_table(space)),
                 "path": dg.MetadataValue.path(str(loop.lake.path(table))),
                 **space.provenance,
+                **space.cost(),
             })
     loop.lake.refresh_views()
     loop.progress(table, 1, 1)

@@ -4,10 +4,12 @@ import dagster as dg
 
 from retention_ops.detect.compute import workspace
 from retention_ops.orchestration import CheckTally, Loop, check_specs, described
+from retention_ops.sources.bigquery_table import take_in_source
 
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
 def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
+    take_in_source(loop.lake, loop.clock)
     with workspace(loop.lake) as space:
         version = space.orders
         return dg.MaterializeResult(

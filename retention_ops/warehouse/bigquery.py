@@ -328,14 +328,11 @@ class BigQuery(Warehouse):
         view = bigquery.Table(self.reference(name))
         view.view_query = f"SELECT {', '.join(declared.column_names)} FROM {self.sql(name, version)}"
         view.description = declared.description
-        client = self.jobs.client
-        try:
-            found = self.jobs.call(f"reading view {name}", lambda **how: client.get_table(view.reference, **how))
-        except exceptions.NotFound:
+        found = self.jobs.table(self.path(name))
+        if found is None:
             self._create(view)
-            return
-        if found.view_query != view.view_query:
-            self.jobs.call(f"pointing view {name}", lambda **how: client.update_table(view, ["view_query"], **how))
+        elif found.view_query != view.view_query:
+            self.jobs.call(f"pointing view {name}", lambda **how: self.jobs.client.update_table(view, ["view_query"], **how))
 
 
 class Session:

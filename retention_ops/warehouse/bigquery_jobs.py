@@ -114,6 +114,13 @@ class Jobs:
                 self._sleep(pause)
         raise AssertionError("unreachable")
 
+    def table(self, name: str) -> bigquery.Table | None:
+        """What BigQuery says of project.dataset.table; None where there is none."""
+        try:
+            return self.call(f"reading {name}", lambda **how: self.client.get_table(name, **how))
+        except exceptions.NotFound:
+            return None
+
     # -- one job ----------------------------------------------------------------------------------------------------
 
     def query(

@@ -238,7 +238,8 @@ class BigQueryServer(LoopbackServer):
             declared = ", ".join(
                 f'"{item["name"]}" {DUCKDB_TYPES[LEGACY.get(item["type"], item["type"])]}' for item in body["schema"]["fields"])
             self._duck.execute(f'CREATE TABLE "{dataset}"."{table}" ({declared})')
-        resource = body | {"tableReference": self._table_reference(dataset, table), "id": f"{self.project}:{dataset}.{table}", "etag": "1"}
+        resource = body | {"tableReference": self._table_reference(dataset, table), "id": f"{self.project}:{dataset}.{table}", "etag": "1",
+                           "type": "VIEW" if "view" in body else "TABLE", "lastModifiedTime": "1700000000000"}
         self.tables[dataset, table] = resource
         return resource
 

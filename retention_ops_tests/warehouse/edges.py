@@ -113,9 +113,14 @@ def cases(folder: Path) -> Iterator[Case]:
     yield Case("levels a score hits exactly, the median", lines, lake_with(lines, folder / "other", **other), days[:1])
     alone = {"inconsistent_score": 60, "min_sample": 0, "p1_min_revenue": "median"}
     yield Case("unsettled alone is P1", lines, lake_with(lines, folder / "alone", **alone), days[:1])
+    newcomers = {"inconsistent_score": 60, "few_orders": 1}
+    yield Case("one order is enough for P1", lines, lake_with(lines, folder / "newcomers", **newcomers), days[:1])
+    three = orders_frame([*_visits("poor", 5, [], 50), *_visits("middle", 8, [2, 2, 2], 100), *_visits("rich", 5, [], 90_000)])
+    yield Case("P1 with exactly the median revenue", three, lake_with(three, folder / "three", p1_min_revenue="median"), days[:1])
     end = date(2024, 6, 30)
     for place, (name, counts, customers, more) in enumerate((
-        ("an increase of exactly 15 %, and 25 %", [20] * 7 + [23, 20, 25], 137, {}),
+        ("an increase of exactly 15 %", [20] * 7 + [23], 137, {}),
+        ("an increase of exactly 25 %", [20] * 7 + [25], 137, {}),
         ("just below 15 %", [40] * 7 + [45], 150, {}),
         ("just below 25 %", [40] * 7 + [49], 150, {}),
         ("a sample of exactly min_sample", [20] * 7 + [30], 100, {}),
