@@ -141,7 +141,8 @@ def _progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
                     "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30\n\n"
                     "  retention-ops ingest do_not_contact.csv --preset suppressions")
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="csv, xlsx, parquet, bigquery:project.dataset.table.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(
+        metavar="FILE...", help="csv, xlsx, parquet; several at once; or bigquery:project.dataset.table.", show_default=False)],
     preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, customers or suppressions.")],
     replace: Annotated[bool, typer.Option("--replace", help="Known orders are corrected; suppressions: the whole list.")] = False,
     complete_through: Annotated[date | None, _date_option("--complete-through", "Last date whose orders are all in.")] = None,
