@@ -267,6 +267,10 @@ def backfill(
 
 def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> dict[str, Any]:
     """Runs the dates, shows what came of them; exits 1 where the run failed."""
+    if settings.bigquery_source:
+        from retention_ops.sources.bigquery_table import take_in_source
+
+        take_in_source(_lake(settings))  # the first run has no dates before its orders are in
     if settings.home.exists() is False or _lake(settings).orders() is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with err.status("starting Dagster") if not as_json else _nothing():

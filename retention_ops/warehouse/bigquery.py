@@ -201,7 +201,10 @@ class BigQuery(Warehouse):
 
     def prune_snapshots(self, table: str, newest: date) -> list[date]:
         oldest_kept = newest - timedelta(days=self.settings.snapshot_keep_days - 1)
-        dropped = [day for day in self.days(table) if day < oldest_kept] if TABLES[table].snapshot else []
+        if not TABLES[table].snapshot:
+            return []
+        stored = self._log_of[table] if table in self._log_of else self._log(table)
+        dropped = sorted(day for day in (date.fromisoformat(part) for part in stored) if day < oldest_kept)
         for day in dropped:
             partition = self.reference(table, day)
             self.jobs.call(f"dropping {table} of {day}",
@@ -224,7 +227,7 @@ class BigQuery(Warehouse):
 
     def _doubt(self, table: str, part: Part, provenance: Mapping[str, str]) -> None:
         """Says before a replacement by another make that the old make no longer holds: a kill in between must not leave it standing."""
-        known = self._log_of.get(table) or self._log(table)
+        known = self._log_of[table] if table in self._log_of else self._log(table)
         if known.get(_key(part), {}).get("made_from", provenance) != provenance:
             self._record(table, part, "replacing", {}, 0)
 
@@ -237,7 +240,10 @@ class BigQuery(Warehouse):
         self.jobs.query(
             f"INSERT INTO {self.sql('partition_log')} ({names}, recorded_at) "
             f"VALUES ({', '.join('@' + name for name in values)}, CURRENT_TIMESTAMP())", values, name=f"record-{table}")
-        self._log_of.setdefault(table, {})[_key(part)] = {"made_from": dict(made_from) if state == "stored" else {}}
+        if state == "removed":
+            self._log_of.get(table, {}).pop(_key(part), None)
+        elif table in self._log_of:
+            self._log_of[table][_key(part)] = {"made_from": dict(made_from) if state == "stored" else {}}
 
     # -- tables ----------------------------------------------------------------------------------------------------
 
