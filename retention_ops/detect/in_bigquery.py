@@ -91,7 +91,7 @@ class BigQueryWorkspace:
             return
         if table in INPUT:
             self.use(INPUT[table], day)
-        self._run(table, {"reference_date": day})
+        self._run(table, {"reference_date": day, "from_date": day, "to_date": day})
         self._built[table] = (day,)
 
     def build_range(self, table: str, first: date, last: date) -> None:

@@ -181,7 +181,7 @@ class Reference:
             self.as_of(INPUT[table], day)
         if table == "alert_logic":
             self.run("retention_daily", from_date=day - timedelta(BASELINE_DAYS), to_date=day)
-        return self.run(table, **({"from_date": day, "to_date": day} if table in RANGES else {"reference_date": day}))
+        return self.run(table, reference_date=day, from_date=day, to_date=day)
 
     def run(self, table: str, **dates: date) -> pd.DataFrame:
         """Executes a file and keeps its rows as the table that later files read."""

@@ -8,6 +8,7 @@ A mutant that nobody notices is a line of the rules that no test stands on.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,7 @@ def in_force(mutant: Mutant) -> Iterator[None]:
     """While it lasts, the rules are those of sql/ with this one file changed."""
     original = render.sql_folder
     with tempfile.TemporaryDirectory() as folder:
-        for file in original().glob("*.sql"):
-            (Path(folder) / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+        shutil.copytree(original(), folder, dirs_exist_ok=True)
         (Path(folder) / mutant.file).write_text(mutant.text, encoding="utf-8")
         render.sql_folder = lambda: Path(folder)
         render.query.cache_clear()
