@@ -29,7 +29,8 @@ def cases(tmp_path_factory):
 
 def test_five_turned_comparisons_are_noticed(cases):
     """One in each file with a threshold; by DuckDB against the oracle, as the reference implementation gives the same rows."""
-    chosen = [mutant for mutant in mutations.mutants() if (mutant.file, mutant.before) in FIVE]
+    chosen = [mutant for mutant in mutations.mutants()
+              if (mutant.file, mutant.before) in FIVE and (mutant.file, mutant.before, mutant.after) not in EQUIVALENT]
     assert {(mutant.file, mutant.before) for mutant in chosen} == FIVE
     assert [mutant for mutant in chosen if mutations.noticed(mutant, cases) is None] == []
 
