@@ -21,7 +21,7 @@ from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, parti
 from retention_ops.settings import Settings
 from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 FIRST_SHIPPED = "65ee01a21ecc681cbb1d1fad26ce975aca77b8371f5740a85da75a9e0046598c"
 """the dagster.yaml of homes from before its hash was kept beside it"""
@@ -87,7 +87,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def check_dates(settings: Settings, lake: Lake, first: date, last: date) -> None:
+def check_dates(settings: Settings, lake: Warehouse, first: date, last: date) -> None:
     """Raises UsageError unless every date from `first` to `last` is a partition."""
     if first > last:
         raise UsageError(f"--from {first} is after --to {last}")
@@ -170,7 +170,7 @@ def last_run(settings: Settings, stored: dg.DagsterInstance | None = None) -> di
     return {"run_id": run.run_id, "from": first, "to": last, "status": run.status.value.lower(), "started": records[0].create_timestamp}
 
 
-def mismatches(settings: Settings, lake: Lake, stored: dg.DagsterInstance | None = None) -> list[str]:
+def mismatches(settings: Settings, lake: Warehouse, stored: dg.DagsterInstance | None = None) -> list[str]:
     """Where the lake and Dagster's events disagree, in sentences; the cure for each is to run those dates again."""
     found = []
     for table in KEPT_FOR_EVER:

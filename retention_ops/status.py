@@ -20,8 +20,9 @@ from retention_ops.log.exposures import REAL_MODES
 from retention_ops.package.audiences import TIERS, safe_text
 from retention_ops.package.pack import Pack, find_pack, no_contact, pack_days, records
 from retention_ops.settings import Settings
+from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.freshness import Changes, freshness
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 RECENT = 30
 ANSWERED_ALREADY = "already answered by run"
@@ -30,7 +31,7 @@ ANSWERED_ALREADY = "already answered by run"
 
 def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
     """Everything `retention-ops status` shows. `next` is the most useful command (without the program's name)."""
-    lake, packs = Lake(settings), _packs(settings)
+    lake, packs = open_warehouse(settings), _packs(settings)
     orders, customers = lake.orders(), lake.customers()
     built = lake.days("alert_logic")
     recent = records(lake.read_range("alert_logic", built[-RECENT:][0], built[-1])) if built else []
@@ -122,7 +123,7 @@ def _response(engine: Engine, now: datetime) -> dict[str, Any]:
     }
 
 
-def _runs(lake: Lake, built: list[date]) -> dict[str, Any]:
+def _runs(lake: Warehouse, built: list[date]) -> dict[str, Any]:
     from retention_ops.launch import instance, last_run, materialized_dates, mismatches  # Dagster only where there is something to ask
 
     with instance(lake.settings) as stored:
@@ -148,7 +149,7 @@ def _packs(settings: Settings) -> dict[date, Pack | None]:
     return found
 
 
-def stale_packs(lake: Lake, packs: dict[date, Pack | None] | None = None) -> list[date]:
+def stale_packs(lake: Warehouse, packs: dict[date, Pack | None] | None = None) -> list[date]:
     """Dates whose pack was built from orders that changed since; a run killed between tables and pack leaves such."""
     changed = Changes(lake)
     packs = _packs(lake.settings) if packs is None else packs
@@ -156,7 +157,7 @@ def stale_packs(lake: Lake, packs: dict[date, Pack | None] | None = None) -> lis
     return [day for day, pack in packs.items() if pack is None or changed.since(pack.manifest["orders_version"], day)]
 
 
-def packs_with_opted_out(lake: Lake, packs: dict[date, Pack | None] | None = None) -> list[date]:
+def packs_with_opted_out(lake: Warehouse, packs: dict[date, Pack | None] | None = None) -> list[date]:
     """Dates whose audience files list a customer who, by what is known now, refused consent or is suppressed."""
     customers, suppressions = lake.customers(), lake.suppressions()
     current = (customers.version if customers else "", suppressions.version if suppressions else "")

@@ -292,13 +292,12 @@ def _decide(settings: Settings, key: str, audience: str, by: str, why: str, yes:
 # -- doing -------------------------------------------------------------------------------------------------------------
 
 
-def responder(settings: Settings, engine: Engine) -> Any:
-    """What acts for this command; the mode is read anew before each send."""
+def responder(settings: Settings, engine: Engine, *, writes: bool = True) -> Any:
+    """What acts for this command; the mode is read anew before each send. A preview `writes` nothing into the warehouse."""
     from retention_ops.execute.respond import Responder
-    from retention_ops.warehouse.lake import Lake
 
     run_id = f"command-{uuid4().hex[:12]}"
-    return Responder(Lake(settings), engine, settings, run_id, mode=lambda: shared.settings().mode)
+    return Responder(shared.lake(settings, writes=writes), engine, settings, run_id, mode=lambda: shared.settings().mode)
 
 
 @app.command("work", epilog=examples("actions work", "actions work --json"))

@@ -75,9 +75,8 @@ def _log_checks(engine: Engine, settings: Settings) -> Iterator[Check]:
 
 def _exported(settings: Settings) -> list[Row]:
     from retention_ops.package.pack import records
-    from retention_ops.warehouse.lake import Lake
 
-    lake = Lake(settings)
+    lake = shared.lake(settings)
     if not lake.exists("ops_runs_log"):
         return []
     return [{**row, "alert_date": str(row["alert_date"])[:10]} for row in records(lake.read("ops_runs_log"))]

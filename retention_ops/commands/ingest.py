@@ -23,7 +23,8 @@ app = typer.Typer()
                     "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30\n\n"
                     "  retention-ops ingest do_not_contact.csv --preset suppressions")
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="csv, xlsx or parquet; several at once.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(
+        metavar="FILE...", help="csv, xlsx, parquet; several at once; or bigquery:project.dataset.table.", show_default=False)],
     preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, customers or suppressions.")],
     replace: Annotated[bool, typer.Option("--replace", help="Known orders are corrected; suppressions: the whole list.")] = False,
     complete_through: Annotated[date | None, shared.date_option("--complete-through", "Last date whose orders are all in.")] = None,
@@ -32,19 +33,19 @@ def ingest(
 ) -> None:
     """Check order files and add them to the lake. A file is taken whole or not at all."""
     from retention_ops.detect.compute import workspace
+    from retention_ops.sources.bigquery_table import as_files
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.status import packs_with_opted_out
     from retention_ops.warehouse.freshness import stored_from
-    from retention_ops.warehouse.lake import Lake
 
     settings = shared.settings()
-    with shared.err.status("opening files") if not as_json else shared.nothing() as spinner:
+    lake = shared.lake(settings)
+    with shared.err.status("opening files") if not as_json else shared.nothing() as spinner, as_files(files, lake) as opened:
         report = take_in(
-            files, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
+            opened, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
     record_ingestions(settings)
-    lake = Lake(settings)
     if report.dataset == "orders":
         with workspace(lake):  # derives customer_days, so that the views are never without it
             pass

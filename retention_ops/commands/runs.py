@@ -22,8 +22,17 @@ app = typer.Typer()
 
 
 @app.command(epilog="Examples:\n\n  retention-ops run --date 2011-09-30\n\n  retention-ops run --date 2011-09-30 --json")
-def run(day: Annotated[date, shared.date_option("--date", "Reference date.")], as_json: Json = False) -> None:
+def run(
+    day: Annotated[date, shared.date_option("--date", "Reference date.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what BigQuery would scan; nothing is computed or billed.")] = False,
+    as_json: Json = False,
+) -> None:
     """Detect and package for one date, and respond according to the mode."""
+    if dry_run:
+        from retention_ops.commands.estimate import show_estimate
+
+        show_estimate(shared.settings(), day, as_json)
+        return
     _run_range(shared.settings(), day, day, as_json)
 
 
@@ -39,6 +48,10 @@ def backfill(
 
 def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> dict[str, Any]:
     """Runs the dates, shows what came of them; exits 1 where the run failed."""
+    if settings.bigquery_source:
+        from retention_ops.sources.bigquery_table import take_in_source
+
+        take_in_source(shared.lake(settings))  # the first run has no dates before its orders are in
     if settings.home.exists() is False or shared.lake(settings).orders() is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with shared.err.status("starting Dagster") if not as_json else shared.nothing():
@@ -147,7 +160,7 @@ def demo(
     """Synthetic shop with a retention incident; runs the whole loop and says where to look."""
     from retention_ops.sources.ingest import ingest as take_in
 
-    settings = load_settings(home=shared.settings().home / "demo", shop_name="Demo shop")
+    settings = load_settings(home=shared.settings().home / "demo", shop_name="Demo shop", warehouse="lake")  # a demo fills nobody's dataset
     shop = _demo_shop(settings, customers, seed)
     for file, preset in ((shop.orders, "orders"), (shop.customers, "customers")):
         with shared.err.status(f"taking in {file.name}"):

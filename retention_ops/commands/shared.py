@@ -97,10 +97,11 @@ def database(found: Settings) -> Iterator[Engine]:
         yield engine
 
 
-def lake(found: Settings) -> Any:
-    from retention_ops.warehouse.lake import Lake
+def lake(found: Settings, *, writes: bool = True) -> Any:
+    """The warehouse in force; a preview `writes` nothing into it."""
+    from retention_ops.warehouse.choice import open_warehouse
 
-    return Lake(found)
+    return open_warehouse(found, writes=writes)
 
 
 def has_database(found: Settings) -> bool:

@@ -21,7 +21,7 @@ from retention_ops.execute import incidents, ledger, wording
 from retention_ops.log.database import answers
 from retention_ops.package.pack import alert_version, records
 from retention_ops.settings import Settings
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 ALERT_TYPE = "retention_status_degradation"
 RANK = {"INFO": 0, "WARNING": 1, "CRITICAL": 2}
@@ -56,7 +56,7 @@ class Decision:
 class Gate:
     """Decides for one installation at the moment its clock says."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     clock: Clock

@@ -27,7 +27,7 @@ from retention_ops.package.audiences import TIERS, audience_sha256
 from retention_ops.package.brief import CHART_FILE
 from retention_ops.package.pack import Pack, alert_version, current_audiences, find_pack, renew_pack, verify
 from retention_ops.settings import Settings
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 EXPORTED_TIERS = {"WARNING": ("P1", "P2"), "CRITICAL": ("P1", "P2", "P3")}
 MAX_REDECISIONS = 10
@@ -37,7 +37,7 @@ MAX_REDECISIONS = 10
 class Planner:
     """Plans for one installation in the name of one run."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     clock: Clock

@@ -33,7 +33,7 @@ from retention_ops.package.audiences import TIERS, Audience, allowed_table, audi
 from retention_ops.package.brief import CHART_FILE
 from retention_ops.package.pack import alert_version, current_audiences, find_pack
 from retention_ops.settings import Secrets, Settings
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 LIST_CHANGES = 3
 """a list that changes that often while it is handed over waits for the next run"""
@@ -46,7 +46,7 @@ PATIENCE_SECONDS = 20.0
 class Responder:
     """Everything a response needs. `mode` is read anew before each send, so switching off stops what is under way."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     run_id: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import dagster as dg
 import sqlalchemy as sa
@@ -151,4 +151,4 @@ def _unlogged(responder: Responder) -> Iterator[dg.RunRequest]:
 
 
 def _computed_at(responder: Responder, day: date) -> datetime:
-    return datetime.fromtimestamp(responder.lake.path("alert_logic", day).stat().st_mtime, UTC)
+    return responder.lake.computed_at("alert_logic", day)

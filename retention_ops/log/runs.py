@@ -19,7 +19,7 @@ from retention_ops.errors import LogError
 from retention_ops.log.database import ingestions, lock_chain, ops_runs_log
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion
 
 GENESIS = "0" * 64
@@ -93,7 +93,7 @@ def first_broken_row(engine: Engine) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def export(engine: Engine, lake: Lake) -> int:
+def export(engine: Engine, lake: Warehouse) -> int:
     """Writes the whole log as the lake table ops_runs_log; returns its rows.
 
     Raises LogError where the table holds a row the database does not: replacing it would remove the last trace of that row.
@@ -108,7 +108,7 @@ def export(engine: Engine, lake: Lake) -> int:
         return lake.write(connection, "ops_runs_log", None, {}, order_by="run_timestamp, alert_date")
 
 
-def _refuse_losing(lake: Lake, known: set[str]) -> None:
+def _refuse_losing(lake: Warehouse, known: set[str]) -> None:
     exported = lake.read("ops_runs_log")
     lost = exported[~exported["row_hash"].isin(known)]
     if len(lost):

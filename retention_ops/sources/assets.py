@@ -2,11 +2,17 @@
 
 import dagster as dg
 
+from retention_ops.log import runs
+from retention_ops.log.database import ops_database
 from retention_ops.orchestration import CheckTally, Loop, check_specs, described
+from retention_ops.sources.bigquery_table import take_in_source
 
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
 def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
+    if take_in_source(loop.lake, loop.clock):
+        with ops_database(loop.settings) as engine:
+            runs.record_ingestions(engine, "orders", loop.lake.orders_versions())
     with loop.workspace(context.run_id) as space:
         version = space.orders
         return dg.MaterializeResult(
