@@ -27,7 +27,7 @@ class BigQueryWorkspace(Workspace):
     def __init__(self, lake: BigQuery, connection: Session, orders: OrdersVersion):
         super().__init__(lake, connection, orders)
         self._stored: dict[str, dict[date, dict[str, str]]] = {}
-        self._seen_bytes = lake.jobs.bytes_billed
+        self._seen = lake.jobs.bytes_billed, lake.jobs.last_replacement
 
     @classmethod
     @contextmanager
@@ -41,13 +41,14 @@ class BigQueryWorkspace(Workspace):
             session.close()
 
     def cost(self) -> dict[str, Any]:
-        """Bytes billed since this was asked last, and the job that replaced the partition.
+        """Bytes billed since this was asked last, and the job that replaced a partition, if one did.
 
         What a range computes at once counts for its first day, so that the days of a run add up to what it was billed.
         """
-        billed = self.lake.jobs.bytes_billed - self._seen_bytes
-        self._seen_bytes += billed
-        return {"bytes_billed": billed, "bigquery_job": self.lake.jobs.last_replacement}
+        (billed, job), jobs = self._seen, self.lake.jobs
+        self._seen = jobs.bytes_billed, jobs.last_replacement
+        replaced = {"bigquery_job": jobs.last_replacement} if jobs.last_replacement != job else {}
+        return {"bytes_billed": jobs.bytes_billed - billed, **replaced}
 
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; loads and derives them once per version."""

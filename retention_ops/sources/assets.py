@@ -26,6 +26,7 @@ def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> d
                 "version": version.version,
                 "excluded_records": dg.MetadataValue.json(dict(version.excluded)),
                 "path": dg.MetadataValue.path(str(loop.lake.path("orders", version.version))),
+                **space.cost(),
             },
             data_version=dg.DataVersion(version.content_sha256),
         )
@@ -44,6 +45,7 @@ def customer_days(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop
             "dagster/row_count": rows,
             "orders_version": space.orders.version,
             "path": dg.MetadataValue.path(str(path)),
+            **space.cost(),
         })
     loop.lake.refresh_views()
     loop.progress("customer_days", 1, 1)

@@ -515,7 +515,7 @@ class BigQueryServer(LoopbackServer):
         """What each table named in full has to give: the partitions that its conditions leave.
 
         A condition on a WITH that is nothing but a table's columns counts as one on the table, as BigQuery documents it for
-        views and subqueries; sqlglot moves it there.
+        views and subqueries; sqlglot moves it there. One that is read twice is computed twice, likewise documented.
         """
         query = tree.expression if isinstance(tree, (exp.Create, exp.Insert)) else tree
         if not isinstance(query, exp.Query):
@@ -524,7 +524,7 @@ class BigQueryServer(LoopbackServer):
         for table in self._named(query):
             known.setdefault(table.catalog, {}).setdefault(table.db, {})[table.name] = self.columns(table.db, table.name)
         if known:
-            query = qualify(query.copy(), dialect="bigquery", schema=known, validate_qualify_columns=False)
+            query = qualify(_inlined(query.copy()), dialect="bigquery", schema=known, validate_qualify_columns=False)
             query = pushdown_predicates(merge_subqueries(query), dialect="bigquery")
         return [self._scan(table, values) for table in self._named(query)]
 
@@ -541,6 +541,17 @@ class BigQueryServer(LoopbackServer):
         rows, partitions = self._duck.execute(
             f'SELECT COUNT(*), {count} FROM "{table.db}"."{table.name}" WHERE {where}', used).fetchall()[0]
         return Scan(table.name, rows * len(self.columns(table.db, table.name)), partitions, bool(conditions))
+
+
+def _inlined(query: exp.Query) -> exp.Query:
+    """A statement in which a WITH over a stored table stands wherever it is read, if it is read more than once."""
+    for cte in [cte for cte in query.ctes if any(table.db for table in cte.find_all(exp.Table))]:
+        reads = [table for table in query.find_all(exp.Table) if table.name == cte.alias and not table.db]
+        if len(reads) > 1:
+            for table in reads:
+                table.replace(exp.Subquery(this=cte.this.copy(), alias=exp.TableAlias(this=exp.to_identifier(table.alias_or_name))))
+            cte.pop()
+    return query
 
 
 def _bytes(scans: list[Scan]) -> int:

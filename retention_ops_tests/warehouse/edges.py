@@ -70,6 +70,12 @@ def customers_on_lines() -> pd.DataFrame:
         rows += _visits(f"band{total}", 8, [2, 2, 2], [total - 3, 1, 1, 1])
     for days in (89, 90, 91, 180, 181):  # HIGH by rhythm and value: P2 and P3 windows
         rows += _visits(f"gone{days}", days, [5, 5], [100, 900, 900])
+    for silence in (30, 31, 90, 91, 180, 181):  # came back on the day itself, after a silence of exactly that
+        rows += _visits(f"back{silence}", 0, [silence], 1500)
+    for days, gap in ((16, 10), (40, 26)):  # late on the leap day, back the day after: in a tier for one day
+        rows += [*_visits(f"once{days}", days, [gap] * 4, 5000), (f"once{days}", LEAP_DAY + timedelta(1), 5000)]
+    for days, gap in ((45, 40), (95, 100)):  # spends less, but is not late by a slow rhythm
+        rows += _visits(f"slow{days}", days, [gap], [100, 900])
     rows += _visits("daily", 3, [1, 1, 1, 1], 1200)  # usually every day
     rows += _visits("yesterday", 1, [4, 4, 4], [100, 900, 900, 900])
     for gap in ((2, 3), (1, 2), (3, 3)):  # usual gaps of 2.5, 1.5 and 3 days
@@ -106,11 +112,17 @@ def cases(folder: Path) -> Iterator[Case]:
     lines, given = customers_on_lines(), attributes()
     days = (LEAP_DAY, LEAP_DAY + timedelta(1), date(2024, 1, 31), date(2023, 12, 31))
     yield Case("customers on every line", lines, lake_with(lines, folder / "lines", customers=given), days, _known(given))
-    other = {
-        "medium_risk_score": 30, "high_risk_score": 50, "p1_min_revenue": "median", "few_orders": 1, "profile": "fast_fashion",
-        "value_proxy_pct": 15,
-    }
-    yield Case("levels a score hits exactly, the median", lines, lake_with(lines, folder / "other", **other), days[:1])
+    other = {"medium_risk_score": 30, "high_risk_score": 50, "few_orders": 1, "profile": "fast_fashion", "value_proxy_pct": 15}
+    yield Case("levels a score hits exactly", lines, lake_with(lines, folder / "other", **other), days[:2])
+    for place, (medium, high) in enumerate(((20, 30), (50, 70), (50, 80))):  # sums of one, two and three signals
+        exact = {"medium_risk_score": medium, "high_risk_score": high}
+        yield Case(f"levels {medium} and {high}", lines, lake_with(lines, folder / f"levels{place}", **exact), days[:2])
+    for place, (name, exact) in enumerate((  # 50 points are HIGH: which signals are just enough, and which comes first
+        ("late or unsettled is P1, late comes first", {"inconsistent_score": 50, "inconsistent_gap_pct": 200}),
+        ("only late is P1, unsettled comes later", {"inconsistent_gap_pct": 200}),
+        ("only unsettled is P1", {"inconsistent_score": 50, "frequency_drop_score": 40}),
+    )):
+        yield Case(name, lines, lake_with(lines, folder / f"first{place}", high_risk_score=50, **exact), days[:2])
     alone = {"inconsistent_score": 60, "min_sample": 0, "p1_min_revenue": "median"}
     yield Case("unsettled alone is P1", lines, lake_with(lines, folder / "alone", **alone), days[:1])
     newcomers = {"inconsistent_score": 60, "few_orders": 1}
@@ -240,11 +252,28 @@ def by_oracle(case: Case, table: str, day: date | None) -> pd.DataFrame | None:
             return getattr(oracle, table)(orders, day, settings)
 
 
+def _tiers_apart(case: Case, intervals: pd.DataFrame) -> list[str]:
+    """Who is in another tier by the intervals than by the oracle, on each day: an interval too long costs no row of the queue."""
+    lines = []
+    for day in case.days:
+        expected = by_oracle(case, "customer_priority", day)
+        silences = [(day - oracle.plain(last)).days for last in intervals["last_order_date"]]
+        inside = [start <= silence <= end for start, silence, end in
+                  zip(intervals["from_day"], silences, intervals["to_day"], strict=True)]
+        wanted = set(zip(expected["customer_id"], expected["priority_tier"], strict=True))
+        got = set(zip(intervals["customer_id"][inside], intervals["priority_tier"][inside], strict=True))
+        lines += [f"{case.name}, {day}: fast: priority_intervals {key}: {'missing' if key in wanted else 'not expected'}"
+                  for key in sorted(wanted ^ got)]
+    return lines
+
+
 def against_oracle(case: Case, found: Answers) -> list[str]:
     """All differences of an engine's answers to the oracle's, in sentences."""
     lines = []
     for (name, day), frame in found.items():
         table = name.removeprefix("fast/")
+        if table == "priority_intervals":
+            lines += _tiers_apart(case, frame)
         expected = by_oracle(case, table, day)
         if expected is not None:
             fast = "fast: " if name != table else ""

@@ -1,6 +1,6 @@
 """Turns around one comparison at a time in sql/ and says which tests notice.
 
-    python -m retention_ops_tests.warehouse.mutations          the report docs/sql_mutations.md was made of
+    python -m retention_ops_tests.warehouse.mutations > docs/sql_mutations.md
 
 A mutant that nobody notices is a line of the rules that no test stands on.
 """
@@ -24,7 +24,7 @@ from retention_ops_tests.warehouse import edges
 from retention_ops_tests.warehouse.google_sql import engine, type_of
 
 TURNED = {"<=": "<", ">=": ">", "<": "<=", ">": ">=", "<>": "=", "=": "<>", "BETWEEN": "NOT BETWEEN"}
-COMPARISON = re.compile(r"<>|<=|>=|<|>|=|\bBETWEEN\b")
+COMPARISON = re.compile(r"<>|<=|>=|<|>|=|(?<!ROWS )\bBETWEEN\b")
 CATALOG = {table.name: {column.name: column.type for column in table.columns} for table in RELATIONS.values()}
 
 
@@ -107,14 +107,28 @@ def _executed(cases: list[edges.Case], tier: str, answer: Callable) -> tuple[str
     return None
 
 
+INTRODUCTION = """# Every comparison of sql/, turned around
+
+Written by `python -m retention_ops_tests.warehouse.mutations`. Each of the {count} comparisons (`<`, `<=`, `>`, `>=`, `=`, `<>`,
+`BETWEEN`) in `sql/` and `sql/fast/` was turned around alone (`<=` into `<`, `=` into `<>`, ...) and the tiers of the README were asked.
+"DuckDB against the oracle" is the test `test_duckdb_gives_what_the_oracle_expects`, "reference implementation" is
+`test_the_reference_implementation_gives_what_the_oracle_expects`, both in
+[test_google_sql.py](../retention_ops_tests/warehouse/test_google_sql.py). The {unnoticed} that nobody notices mean the same;
+[test_mutations.py](../retention_ops_tests/warehouse/test_mutations.py) says why of each. `make test` tries seven, `make test-all` all.
+
+| file | line | comparison | turned into | tier | first difference |
+|---|---|---|---|---|---|"""
+
+
 def report(cases: list[edges.Case]) -> str:
-    """A Markdown table of all mutants."""
-    lines = ["| file | line | comparison | turned into | tier | first difference |", "|---|---|---|---|---|---|"]
+    """docs/sql_mutations.md: a table of all mutants."""
+    lines, unnoticed = [], 0
     for mutant in mutants():
         tier, why = noticed(mutant, cases) or ("**none**", "")
+        unnoticed += not why
         cells = (f"`{mutant.before}`", f"`{mutant.after}`", tier, why[:140])
         lines.append(f"| {mutant.file} | {mutant.line} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([INTRODUCTION.format(count=len(lines), unnoticed=unnoticed), *lines])
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud.bigquery import client as client_module
 
+from retention_ops.commands import shared
+from retention_ops.commands.estimate import show_estimate
 from retention_ops.detect import in_bigquery
 from retention_ops.detect.compute import PRIORITY_ORDER, table_for, workspace
 from retention_ops.detect.in_bigquery import estimates
 from retention_ops.errors import InputRefused, SettingsError, UsageError, WarehouseError
+from retention_ops.execute.gate import Gate
 from retention_ops.execute.trail import publish_log
 from retention_ops.launch import run_dates
 from retention_ops.log import runs
@@ -33,7 +36,7 @@ from retention_ops.package.pack import find_pack
 from retention_ops.settings import load_settings
 from retention_ops.sources.bigquery_table import take_in_source
 from retention_ops.sources.ingest import ingest
-from retention_ops.warehouse.bigquery import BigQuery
+from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery
 from retention_ops.warehouse.bigquery_jobs import GB
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import freshness
@@ -84,7 +87,11 @@ def test_a_backfill_twice_over_leaves_the_lakes_rows_once(server, warehouse, tmp
         for _ in range(2):
             outcome = run_dates(Loop(warehouse), days[0], days[-1], instance)
             assert outcome.success, outcome.errors
-        events = instance.fetch_materializations(dg.AssetKey("churn_detection"), limit=1).records
+        metadata = {
+            (table, event.partition_key): event.asset_materialization.metadata
+            for table in (*PER_DAY, "action_pack", "orders", "customer_days", "cohort_retention_evolution")
+            for event in reversed(instance.fetch_materializations(dg.AssetKey(table), limit=4).records)
+        }
         assert run_dates(Loop(lake), days[0], days[-1], instance).success
     here, there = stored(warehouse, days), stored(lake, days)
     for table in PER_DAY:
@@ -102,15 +109,47 @@ def test_a_backfill_twice_over_leaves_the_lakes_rows_once(server, warehouse, tmp
     with ops_database(warehouse.settings) as engine:
         written = [row["row_hash"] for row in runs.rows(engine)]
     assert warehouse.read("ops_runs_log", None, "run_timestamp, alert_date")["row_hash"].tolist() == written
-    metadata = events[0].asset_materialization.metadata
-    assert metadata["bytes_billed"].value > 0 and metadata["bigquery_job"].value.startswith("retention_ops-replace-churn_detection-")
-    assert metadata["path"].value == f"shop-project.retention.churn_detection${D:%Y%m%d}"
+    billed = {name: entry["bytes_billed"].value for name, entry in metadata.items()}
+    for table in PER_DAY:
+        for day in days:
+            replaced = metadata[table, str(day)]
+            assert billed[table, str(day)] > 0
+            assert replaced["bigquery_job"].value.startswith(f"retention_ops-replace-{table}-{day:%Y%m%d}-")
+            assert replaced["path"].value == f"shop-project.retention.{table}${day:%Y%m%d}"
+    assert billed["cohort_retention_evolution", None] > 0 and billed["customer_days", None] > 0
+    assert "bigquery_job" not in metadata["orders", None], "it replaced nothing"
     assert not [name for _, name in server.tables if name.startswith("staging_")]
     assert warehouse.pauses == []
     changed = [request.path for request in server.requests
                if request.method in ("PATCH", "PUT", "DELETE") or request.path.endswith("/tables")]
     assert changed and all("/datasets/retention/" in path for path in changed)
     assert {job.resource["configuration"].get("labels", {}).get("app") for job in server.jobs.values()} == {"retention-ops"}
+
+
+def test_a_range_is_one_pass_and_each_day_reads_back_its_own_rows(server, warehouse):
+    """What the lake does for a range, BigQuery does as well: the orders are read once, and only those that can still matter."""
+    days = [D - timedelta(back) for back in (3, 2, 1, 0)]
+    with workspace(warehouse) as space:
+        assert list(space.queue_batches(days)) == [days]
+        space.build_range("customer_priority", days[0], days[-1])
+        for day in days:
+            warehouse.write(space.connection, "customer_priority", day, space.provenance, where=f"run_date = DATE '{day}'")
+        space.build_range("retention_daily", days[0], days[-1])
+    scans = {name: server.done(f"stage-{name}")[0].scans for name in ("priority_intervals", "customer_priority", "retention_daily")}
+    known = {row[1] for row in server.rows(f"customer_days__{warehouse.orders().version.replace('-', '_')}")}
+    within = {back: len({day for day in known if days[0] - timedelta(back) <= day <= D}) for back in (180, 90)}
+    assert [scan.partitions for scan in scans["priority_intervals"]] == [within[180]] and within[180] < len(known)
+    assert sorted(scan.partitions for scan in scans["retention_daily"]) == [within[90], len(known)], "the latter for first orders"
+    assert [scan.table.rpartition("_")[0] for scan in scans["customer_priority"]] == ["staging_priority_intervals"]
+    assert [[scan.partitions for scan in job.scans] for job in server.done("replace-customer_priority")] == [[1]] * len(days)
+
+
+def test_no_job_writes_more_partitions_than_bigquery_allows(server, warehouse):
+    days = [date(2000, 1, 1) + timedelta(number) for number in range(2 * MOST_PARTITIONS + 1)]
+    with workspace(warehouse) as space:
+        batches = list(space.queue_batches(days))
+    assert [len(batch) for batch in batches] == [MOST_PARTITIONS, MOST_PARTITIONS, 1]
+    assert [day for batch in batches for day in batch] == days
 
 
 def test_replies_lost_all_the_way_lose_and_double_nothing(server, warehouse, tmp_path):
@@ -180,6 +219,18 @@ def test_the_log_is_exported_whole_after_a_fault(server, warehouse):
         assert publish_log(warehouse, engine, []) == 2
         exported = [entry[-1] for entry in server.rows("ops_runs_log", "run_timestamp, alert_date")]
         assert exported == [entry["row_hash"] for entry in runs.rows(engine)]
+
+
+def test_a_response_that_failed_is_in_the_exported_log(server, warehouse, monkeypatch):
+    def breaks(self, day):
+        raise WarehouseError("BigQuery job x failed")
+
+    monkeypatch.setattr(Gate, "decide", breaks)
+    with dg.DagsterInstance.ephemeral() as instance:
+        outcome = run_dates(Loop(warehouse), D, D, instance)
+    assert not outcome.success and "the response failed and is logged" in outcome.errors[0]
+    exported = warehouse.read("ops_runs_log")
+    assert exported[["status", "error_message"]].values.tolist() == [["failed", "BigQuery job x failed"]]
 
 
 # ------------------------------------------------------------------------------------------------------------------ faults
@@ -337,8 +388,9 @@ def test_rows_of_another_date_are_refused_whole(server, warehouse):
 def test_nothing_is_written_outside_our_dataset(server, warehouse):
     server.add_table("finance", "orders", {"order_id": "STRING"}, [("o1",)])
     warehouse.make_ready()
-    with pytest.raises(WarehouseError, match="permission to write denied"):
+    with pytest.raises(WarehouseError, match=r"(?s)job retention_ops-ask-\w+-1 .*permission to write denied.*CREATE OR REPLACE TABLE"):
         warehouse.jobs.query("CREATE OR REPLACE TABLE `shop-project.finance.orders` AS SELECT 'x' AS order_id", name="ask")
+    assert warehouse.pauses == []
 
 
 def test_orders_of_somebody_elses_table_are_read_and_never_written(server, tmp_path):
@@ -440,6 +492,21 @@ def test_a_dry_run_names_the_bytes_of_every_rule_and_computes_nothing(server, wa
     assert set(scanned) == {*PER_DAY, "cohort_retention_evolution"} and all(count > 0 for count in scanned.values())
     assert scanned["base_customers"] > estimates(warehouse, D - timedelta(150))["base_customers"]
     assert len(server.done("stage")) == jobs
+
+
+def test_a_dry_run_is_printed_with_its_sum_and_what_the_month_was_billed(server, warehouse, monkeypatch, capsys):
+    with workspace(warehouse):
+        pass
+    warehouse = on_bigquery(server, warehouse.settings.model_copy(update={"bigquery_monthly_budget_gb": 5.0}))
+    monkeypatch.setattr(shared, "lake", lambda settings: warehouse)
+    show_estimate(warehouse.settings, D, as_json=True)
+    known = json.loads(capsys.readouterr().out)
+    assert known["total"] == sum(known["bytes"].values()) > 0 and known["billed_this_month"] == warehouse.jobs.month_bytes() > 0
+    show_estimate(warehouse.settings, D, as_json=False)
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"{known['bytes'][table]:,} bytes  {table}\n", printed) for table in known["bytes"])
+    assert f"{known['total']:,} bytes in all for {D}" in printed
+    assert f"{known['billed_this_month']:,} bytes billed this month, of a budget of 5 GB" in printed
 
 
 # -------------------------------------------------------------------------------------------------------- as a user has it
