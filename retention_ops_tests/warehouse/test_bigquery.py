@@ -6,6 +6,7 @@ cannot show is in the README: nothing here has run on BigQuery itself.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -43,6 +44,7 @@ from retention_ops.warehouse.freshness import freshness
 from retention_ops_tests.conftest import LAST_DAY, settings_for
 from retention_ops_tests.log.test_runs_log import row
 from retention_ops_tests.shops import lake_with, small_shop
+from retention_ops_tests.warehouse import test_bigquery_smoke
 from retention_ops_tests.warehouse.bigquery_server import BigQueryServer
 from retention_ops_tests.warehouse.engines import addressed, bigquery_with, on_bigquery
 
@@ -538,6 +540,15 @@ def test_a_user_sets_project_dataset_and_location_and_nothing_else(server, tmp_p
     dry = json.loads(command("run", "--date", str(D), "--dry-run", "--json"))
     assert dry["total"] == sum(dry["bytes"].values()) > 0
     assert json.loads(command("status", "--json"))["newest_date"] == str(D)
+
+
+@pytest.mark.parametrize("story", [story for name, story in vars(test_bigquery_smoke).items() if name.startswith("test_")])
+def test_the_opt_in_test_of_a_real_project_is_sound(warehouse, tmp_path, story):
+    """What it would do there, it does here; so that it fails there only for what this server cannot show."""
+    with workspace(warehouse):
+        pass
+    given = {"warehouse": warehouse, "tmp_path": tmp_path}
+    story(**{name: given[name] for name in inspect.signature(story).parameters})
 
 
 def test_a_missing_address_is_named():

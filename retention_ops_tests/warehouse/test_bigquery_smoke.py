@@ -14,7 +14,7 @@ from datetime import timedelta
 import pandas as pd
 import pytest
 
-from retention_ops.detect.compute import workspace
+from retention_ops.detect.compute import PRIORITY_ORDER, workspace
 from retention_ops.detect.in_bigquery import DAILY, estimates
 from retention_ops.errors import WarehouseError
 from retention_ops.warehouse.choice import open_warehouse
@@ -60,6 +60,19 @@ def test_a_tiny_partition_is_rewritten_twice_and_equals_the_lake(warehouse, tmp_
         expected = space.rows("alert_logic")
     pd.testing.assert_frame_equal(warehouse.read("alert_logic", D), expected, check_exact=True, check_dtype=False)
     assert D in warehouse.days("alert_logic") and warehouse.provenance("alert_logic", D)["orders_version"]
+
+
+def test_the_queue_of_a_range_equals_the_lakes(warehouse, tmp_path):
+    """Intervals, staging by day and LN."""
+    days = [D - timedelta(1), D]
+    with workspace(warehouse) as space:
+        assert list(space.queue_batches(days)) == [days]
+        space.build_range("customer_priority", *days)
+        found = space.rows("customer_priority", f"run_date, {PRIORITY_ORDER}").drop(columns="created_at")
+    with workspace(lake_with(small_shop(), tmp_path / "lake", min_sample=10)) as space:
+        space.build_range("customer_priority", *days)
+        expected = space.rows("customer_priority", f"run_date, {PRIORITY_ORDER}").drop(columns="created_at")
+    pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
 
 
 def test_rows_of_another_date_are_refused_by_bigquery_itself(warehouse):
