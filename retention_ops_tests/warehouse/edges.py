@@ -15,16 +15,18 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.detect.compute import BASELINE_DAYS, PRIORITY_ORDER, queue_of_range, workspace
+from retention_ops.settings import load_settings
 from retention_ops.warehouse.catalog import RELATIONS, TABLES
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query
 from retention_ops_tests import oracle
 from retention_ops_tests.shops import lake_with, orders_frame, shop_with_at_risk_counts
-from retention_ops_tests.warehouse.google_sql import engine
+from retention_ops_tests.warehouse.google_sql import Statement, engine, type_of
 
 LEAP_DAY = date(2024, 2, 29)
 PER_CUSTOMER = ("base_customers", "retention_snapshot", "churn_detection", "customer_priority")
 RANGES = ("retention_daily", "alert_logic")
+CATALOG = {table.name: {column.name: column.type for column in table.columns} for table in RELATIONS.values()}
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ def cases(folder: Path) -> Iterator[Case]:
     orders = shop_with_at_risk_counts([20] * 7 + [30, 31, 32], 120, end)
     yield Case("orders complete a day before the last", orders, lake_with(orders, folder / "late", end - timedelta(1)),
                (end - timedelta(1), end), tables=RANGES)
+
+
+def analyzed(rule: Query) -> Statement:
+    """What GoogleSQL's analyzer says of a rule over the declared catalog. Raises its error where the rule is not GoogleSQL."""
+    dates = dict.fromkeys(("complete_through", "reference_date", "from_date", "to_date"), LEAP_DAY)
+    known = {**load_settings().rule_parameters(), **dates}
+    return engine().analyze(rule.google_sql, CATALOG, {name: type_of(known[name]) for name in rule.parameters})
 
 
 # -- what each engine says ----------------------------------------------------------------------------------------------

@@ -13,19 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 from retention_ops.detect.compute import queue_of_range
-from retention_ops.settings import load_settings
 from retention_ops.warehouse import render
-from retention_ops.warehouse.catalog import RELATIONS
 from retention_ops_tests.warehouse import edges
-from retention_ops_tests.warehouse.google_sql import engine, type_of
 
 TURNED = {"<=": "<", ">=": ">", "<": "<=", ">": ">=", "<>": "=", "=": "<>", "BETWEEN": "NOT BETWEEN"}
 COMPARISON = re.compile(r"<>|<=|>=|<|>|=|(?<!ROWS )\bBETWEEN\b")
-CATALOG = {table.name: {column.name: column.type for column in table.columns} for table in RELATIONS.values()}
 
 
 @dataclass(frozen=True)
@@ -73,13 +68,11 @@ def _forget() -> None:
 
 
 def _analysis(mutant: Mutant) -> list[str]:
-    day = date(2024, 2, 29)
-    known = {**load_settings().rule_parameters(), **dict.fromkeys(("complete_through", "reference_date", "from_date", "to_date"), day)}
     rule = next(
         read(table) for read, files in ((render.query, render.FILES), (render.fast_query, render.FAST_FILES))
         for table, name in files.items() if name == mutant.file)
     try:
-        engine().analyze(rule.google_sql, CATALOG, {name: type_of(known[name]) for name in rule.parameters})
+        edges.analyzed(rule)
     except Exception as error:
         return [str(error)]
     return []
