@@ -17,6 +17,7 @@ import dagster as dg
 
 from retention_ops.definitions import build_defs
 from retention_ops.errors import RetentionOpsError, UsageError
+from retention_ops.log.dagster_events import BATCH_SIZE, BATCH_VARIABLE
 from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
 from retention_ops.settings import Settings
 from retention_ops.warehouse.files import write_atomic
@@ -45,6 +46,7 @@ def dagster_home(settings: Settings) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     _keep_current(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
+    os.environ.setdefault(BATCH_VARIABLE, BATCH_SIZE)
     return home
 
 

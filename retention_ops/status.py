@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import PackError
-from retention_ops.execute import incidents, ledger
+from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import ARMED
 from retention_ops.log import runs
@@ -25,8 +25,6 @@ from retention_ops.warehouse.freshness import Changes, freshness
 from retention_ops.warehouse.seam import Warehouse
 
 RECENT = 30
-ANSWERED_ALREADY = "already answered by run"
-"""how the gate begins when a date needs no other answer"""
 
 
 def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def _failed(log: list[dict[str, Any]]) -> list[date]:
     failed: dict[date, None] = {}
     for row in log:
         # a response that finds everything of an earlier answer in order says so and counts as skipped
-        if row["status"] == "success" or (row["error_message"] or "").startswith(ANSWERED_ALREADY):
+        if row["status"] == "success" or (row["error_message"] or "").startswith(wording.ANSWERED_ALREADY):
             failed.pop(row["alert_date"], None)
         if row["status"] == "failed":
             failed[row["alert_date"]] = None

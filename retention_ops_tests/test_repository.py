@@ -54,7 +54,7 @@ def test_every_table_has_a_rule_or_is_an_input_or_the_log():
 
 def test_plain_modules_do_not_import_dagster():
     """assets.py, the code location and what starts runs may; rules, packs, log and ingestion stay free of it."""
-    allowed = {"definitions.py", "orchestration.py", "launch.py", "assets.py", "job.py", "sensors.py"}
+    allowed = {"definitions.py", "orchestration.py", "launch.py", "assets.py", "job.py", "sensors.py", "dagster_events.py"}
     for path in (ROOT / "retention_ops").rglob("*.py"):
         if path.name not in allowed:
             assert not re.search(r"^\s*(import dagster|from dagster)", path.read_text(), flags=re.M), path

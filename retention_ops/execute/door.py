@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import SettingsError
-from retention_ops.execute import ledger
+from retention_ops.execute import ledger, wording
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
     CannotTell,
@@ -129,12 +129,12 @@ class Door:
         """Why nothing may leave now, or nothing. Read after the claim, just before sending."""
         halted = ledger.read_state(self.engine, HALTED)
         if halted and halted["value"] == "yes":
-            return f"halted by {halted['by']}: {halted['why']}"
+            return f"{wording.HALTED_BY} {halted['by']}: {halted['why']}"
         try:
             mode = self.mode()
         except Exception as error:  # the settings are being edited
-            return f"the mode cannot be read: {self._text(error)}"
-        return "" if mode == row["mode"] else f"the mode is {mode} now; this was planned in {row['mode']}"
+            return f"{wording.THE_MODE} cannot be read: {self._text(error)}"
+        return "" if mode == row["mode"] else f"{wording.THE_MODE} is {mode} now; this was planned in {row['mode']}"
 
     def _send(self, row: Row, worker: str, lookup: Lookup) -> tuple[Row, float | None]:
         closed = self._closed(row)

@@ -437,7 +437,7 @@ class Responder:
 
 def switched_off(row: ledger.Row) -> bool:
     """A person stopped it: that is no failure, and nothing to log for the date."""
-    return row["state"] == ledger.PLANNED and (row["last_error"] or "").startswith(("halted by", "the mode "))
+    return row["state"] == ledger.PLANNED and (row["last_error"] or "").startswith((f"{wording.HALTED_BY} ", f"{wording.THE_MODE} "))
 
 
 def told_again(rows: Sequence[ledger.Row], parent_key: str, newest: str) -> list[str]:

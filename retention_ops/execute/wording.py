@@ -13,6 +13,8 @@ from retention_ops.package.audiences import TIERS
 from retention_ops.package.brief import fit_slack
 
 Row = Mapping[str, Any]
+# beginnings by which a record is recognised later: said and looked for through these names only
+HALTED_BY, THE_MODE, ANSWERED_ALREADY = "halted by", "the mode", "already answered by run"
 
 
 def escape_slack(text: str) -> str:

@@ -185,7 +185,7 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
         }
         with chaos.Installation(settings.home, free_port(), environment) as ui, chaos.Arrivals(ui) as alerts:
             killer = chaos.Killer(ui, KILLS, SEED, lambda: _logged(settings))
-            hunt = threading.Thread(target=killer.run, args=(1200,), daemon=True)
+            hunt = threading.Thread(target=killer.run, args=(2700,), daemon=True)
             hunt.start()
             for number, day in enumerate(days):
                 while hunt.is_alive() and killer.done < number * KILLS / ALERTS:
