@@ -19,17 +19,24 @@ from retention_ops.orchestration import JOB, Loop, partitions
 from retention_ops.package.assets import package_assets
 from retention_ops.settings import Settings, load_settings
 from retention_ops.sources.assets import customer_days, orders
+from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.connection import connection_config
-from retention_ops.warehouse.lake import Lake
 
 # said whenever a sensor is copied, though nothing of ours uses the parameter
 warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `SensorDefinition", category=dg.BetaWarning)
 
 
 def build_loop(settings: Settings, clock: Clock = system_clock, mode: Callable[[], str] | None = None) -> Loop:
-    """The lake on connections of dagster-duckdb's resource, with a clock; `mode` reads the mode anew before each send."""
+    """The warehouse on connections of Dagster's own resources, with a clock; `mode` reads the mode anew before each send."""
     duckdb = DuckDBResource(database=":memory:", connection_config=connection_config(settings))
-    return Loop(Lake(settings, duckdb.get_connection), clock, mode=mode)
+    return Loop(open_warehouse(settings, duckdb.get_connection, lambda: _bigquery_client(settings)), clock, mode=mode)
+
+
+def _bigquery_client(settings: Settings):
+    """A client of dagster-gcp's resource; its import is paid only by those who use it."""
+    from dagster_gcp import BigQueryResource
+
+    return BigQueryResource(project=settings.bigquery_project, location=settings.bigquery_location).get_client()
 
 
 def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:

@@ -35,6 +35,10 @@ class QualityError(RetentionOpsError):
     """A computed table broke one of its own rules; the old partition stays."""
 
 
+class WarehouseError(RetentionOpsError):
+    """The warehouse refused a statement, stayed unreachable or would cost more than allowed; names the query and the job."""
+
+
 class PackError(RetentionOpsError):
     """An Action Pack is missing, incomplete or names another result than the one at hand."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,11 +17,15 @@ import dagster as dg
 
 from retention_ops.definitions import build_defs
 from retention_ops.errors import RetentionOpsError, UsageError
+from retention_ops.log.dagster_events import BATCH_SIZE, BATCH_VARIABLE
 from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
 from retention_ops.settings import Settings
+from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
+FIRST_SHIPPED = "65ee01a21ecc681cbb1d1fad26ce975aca77b8371f5740a85da75a9e0046598c"
+"""the dagster.yaml of homes from before its hash was kept beside it"""
 PROCESS_TAG = "retention_ops/process"
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED]
 
@@ -40,10 +44,22 @@ def dagster_home(settings: Settings) -> Path:
     """The folder Dagster keeps its own state in, with its dagster.yaml in place."""
     home = (settings.home / "dagster").absolute()
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    _keep_current(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
+    os.environ.setdefault(BATCH_VARIABLE, BATCH_SIZE)
     return home
+
+
+def _keep_current(target: Path) -> None:
+    """Puts the shipped dagster.yaml in place, and a newer one later; a file somebody changed stays as it is."""
+    shipped, stamp = (Path(__file__).parent / "dagster.yaml").read_bytes(), target.with_name(".dagster.yaml.sha256")
+    if target.exists():
+        ours = {stamp.read_text() if stamp.exists() else "", FIRST_SHIPPED}
+        found = hashlib.sha256(target.read_bytes()).hexdigest()
+        if found not in ours or found == hashlib.sha256(shipped).hexdigest():
+            return
+    write_atomic(target, shipped)
+    write_atomic(stamp, hashlib.sha256(shipped).hexdigest())
 
 
 def instance(settings: Settings) -> dg.DagsterInstance:
@@ -73,7 +89,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def check_dates(settings: Settings, lake: Lake, first: date, last: date) -> None:
+def check_dates(settings: Settings, lake: Warehouse, first: date, last: date) -> None:
     """Raises UsageError unless every date from `first` to `last` is a partition."""
     if first > last:
         raise UsageError(f"--from {first} is after --to {last}")
@@ -97,7 +113,7 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
     if last > first:
         dates = {}
         tags |= {RANGE_START: first.isoformat(), RANGE_END: last.isoformat()}
-    with nullcontext(stored) if stored else instance(loop.settings) as stored:
+    with _opened(loop.settings, stored) as stored:
         close_killed_runs(stored)
         job = build_defs(loop.settings, loop).resolve_job_def(JOB)
         result = job.execute_in_process(
@@ -132,15 +148,20 @@ def _expected_errors(base: type = RetentionOpsError) -> set[str]:
     return {base.__name__} | {name for child in base.__subclasses__() for name in _expected_errors(child)}
 
 
-def materialized_dates(settings: Settings, asset: str) -> set[date]:
+def _opened(settings: Settings, stored: dg.DagsterInstance | None) -> AbstractContextManager[dg.DagsterInstance]:
+    """The instance somebody has open already, or this home's: opening it costs more than asking it."""
+    return nullcontext(stored) if stored else instance(settings)
+
+
+def materialized_dates(settings: Settings, asset: str, stored: dg.DagsterInstance | None = None) -> set[date]:
     """Dates for which Dagster recorded a materialization of `asset`."""
-    with instance(settings) as stored:
+    with _opened(settings, stored) as stored:
         return {date.fromisoformat(key) for key in stored.get_materialized_partitions(dg.AssetKey(asset))}
 
 
-def last_run(settings: Settings) -> dict[str, Any] | None:
+def last_run(settings: Settings, stored: dg.DagsterInstance | None = None) -> dict[str, Any] | None:
     """Dates, status and start (UTC) of the newest run, whoever started it; runs whose command was killed are closed first."""
-    with instance(settings) as stored:
+    with _opened(settings, stored) as stored:
         close_killed_runs(stored)
         records = stored.get_run_records(limit=1)
     if not records:
@@ -151,11 +172,11 @@ def last_run(settings: Settings) -> dict[str, Any] | None:
     return {"run_id": run.run_id, "from": first, "to": last, "status": run.status.value.lower(), "started": records[0].create_timestamp}
 
 
-def mismatches(settings: Settings, lake: Lake) -> list[str]:
+def mismatches(settings: Settings, lake: Warehouse, stored: dg.DagsterInstance | None = None) -> list[str]:
     """Where the lake and Dagster's events disagree, in sentences; the cure for each is to run those dates again."""
     found = []
     for table in KEPT_FOR_EVER:
-        events, files = materialized_dates(settings, table), set(lake.days(table))
+        events, files = materialized_dates(settings, table, stored), set(lake.days(table))
         found += [f"{table}: {_span(files - events)} stored, but Dagster recorded no event"] if files - events else []
         found += [f"{table}: {_span(events - files)} recorded, but the file is gone"] if events - files else []
     return found

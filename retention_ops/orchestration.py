@@ -20,7 +20,7 @@ from retention_ops.execute.respond import Responder
 from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import OrdersVersion
 
 OWNERS = ["team:retention"]
@@ -33,7 +33,7 @@ FIRST_PARTITION_WITHOUT_ORDERS = date(2020, 1, 1)
 class Loop:
     """What every asset needs; a plain object, so a test passes another lake, clock or progress."""
 
-    lake: Lake
+    lake: Warehouse
     clock: Clock = system_clock
     progress: Callable[[str, int, int], None] = field(default=lambda step, done, total: None)
     mode: Callable[[], str] | None = None
@@ -65,7 +65,7 @@ def open_responder(loop: Loop, run_id: str) -> Iterator[Responder]:
         )
 
 
-def partitions(settings: Settings, lake: Lake) -> dg.DailyPartitionsDefinition:
+def partitions(settings: Settings, lake: Warehouse) -> dg.DailyPartitionsDefinition:
     """One partition per reference date, from `start_date` or else the first order."""
     orders = lake.orders()
     start = settings.start_date or (orders.first_date if orders else FIRST_PARTITION_WITHOUT_ORDERS)
@@ -153,16 +153,20 @@ class CheckTally:
 
 
 def by_day(space: Workspace, table: str, **columns: str) -> dict[date, dict[str, Any]]:
-    """Aggregates of the rows just computed (name -> SQL), for each day; what is NULL is left out."""
+    """Aggregates of the rows just computed (name -> SQL), for each day; what is NULL is left out, a date is text."""
     day = TABLES[table].date_column
     rows = space.connection.execute(f"SELECT {day}, {', '.join(columns.values())} FROM {table} GROUP BY {day}").fetchall()
-    return {row[0]: {name: value for name, value in zip(columns, row[1:], strict=True) if value is not None} for row in rows}
+    return {
+        row[0]: {name: str(value) if isinstance(value, date) else value
+                 for name, value in zip(columns, row[1:], strict=True) if value is not None}
+        for row in rows
+    }
 
 
 def counts_tables(space: Workspace, table: str, columns: Sequence[str]) -> dict[date, dg.MarkdownMetadataValue]:
     """For each day a small Markdown table: rows per value of `columns`."""
-    day, names = TABLES[table].date_column, ", ".join(columns)
-    rows = space.connection.execute(f"SELECT {day}, {names}, COUNT(*) FROM {table} GROUP BY ALL ORDER BY ALL").fetchall()
+    grouped = ", ".join([TABLES[table].date_column, *columns])
+    rows = space.connection.execute(f"SELECT {grouped}, COUNT(*) FROM {table} GROUP BY {grouped} ORDER BY {grouped}").fetchall()
     head = [f"| {' | '.join(columns)} | customers |", "|" + "---|" * (len(columns) + 1)]
     return {
         day: dg.MetadataValue.md("\n".join(head + ["| " + " | ".join(str(value) for value in row[1:]) + " |" for row in group]))
@@ -171,9 +175,9 @@ def counts_tables(space: Workspace, table: str, columns: Sequence[str]) -> dict[
 
 
 Batches = Callable[[Workspace, list[date]], Iterator[list[date]]]
-"""Computes a table for days in ascending order; yields some of them whenever the workspace's temp table holds just their rows."""
+"""Computes a table for days in ascending order; yields some of them whenever the workspace's table holds just their rows."""
 Describe = Callable[[Workspace], Mapping[date, Mapping[str, Any]]]
-"""Metadata of each day in the workspace's temp table."""
+"""Metadata of each day in the workspace's table."""
 
 
 def store_days(
@@ -201,7 +205,7 @@ def store_days(
                 context.add_asset_metadata(
                     {
                         "dagster/row_count": rows, **facts.get(day, {}),
-                        "path": dg.MetadataValue.path(str(loop.lake.path(table, day))), **space.provenance,
+                        "path": dg.MetadataValue.path(str(loop.lake.path(table, day))), **space.provenance, **space.cost(),
                     },
                     asset_key=table, partition_key=day.isoformat(),
                 )

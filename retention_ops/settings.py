@@ -37,6 +37,23 @@ class Settings(BaseSettings):
     dagster_url: str = Field("http://127.0.0.1:3000", description="where people reach the Dagster UI; used in links")
     dashboard_url: str = Field("", description="your own dashboard, linked from the brief when set")
 
+    # the warehouse
+    warehouse: Literal["lake", "bigquery"] = Field("lake", description="where tables are computed; lake: files in home")
+    bigquery_project: str = Field("", description="project that runs the jobs and holds the dataset")
+    bigquery_dataset: str = Field("", description="our dataset, created where missing; nothing else is ever written", pattern=r"^\w*$")
+    bigquery_location: str = Field("", description="its location, e.g. EU or europe-west1")
+    bigquery_source: str = Field(
+        "", description="project.dataset.table or view with the columns of preset orders; read, never written, at each run",
+        pattern=r"^$|^[^.\s`]+\.[^.\s`]+\.[^.\s`]+$",
+    )
+    maximum_bytes_billed: int = Field(
+        100_000_000_000, description="a query that would bill more bytes fails before it costs anything", ge=10_485_760,
+    )
+    bigquery_monthly_budget_gb: float | None = Field(
+        None, description="no query starts that would take this month's (UTC) billed bytes past so many GB; empty: no budget",
+        gt=0, allow_inf_nan=False,
+    )
+
     # the shop
     shop_name: str = Field("Your shop", description="name in the brief", min_length=1, max_length=60)
     shop_timezone: str = Field("UTC", description="IANA zone; order_date is the date there")
@@ -162,6 +179,9 @@ class Settings(BaseSettings):
     def _order(self) -> Settings:
         if self.active_limit >= self.at_risk_limit:
             raise ValueError(f"active_days ({self.active_limit}) must be below at_risk_days ({self.at_risk_limit})")
+        missing = [name for name in ("project", "dataset", "location") if not getattr(self, f"bigquery_{name}")]
+        if self.warehouse == "bigquery" and missing:
+            raise ValueError("warehouse=bigquery needs " + ", ".join(f"RETENTION_OPS_BIGQUERY_{name.upper()}" for name in missing))
         if self.warning_pct >= self.critical_pct:
             raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
         if self.medium_risk_score > self.high_risk_score:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import csv
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import PackError
+from retention_ops.execute import incidents, ledger, wording
+from retention_ops.execute.door import HALTED
+from retention_ops.execute.gate import ARMED
 from retention_ops.log import runs
-from retention_ops.log.database import ops_database
+from retention_ops.log.database import actions, ops_database, ops_events
+from retention_ops.log.exposures import REAL_MODES
 from retention_ops.package.audiences import TIERS, safe_text
-from retention_ops.package.pack import find_pack, no_contact, pack_days, records
+from retention_ops.package.pack import Pack, find_pack, no_contact, pack_days, records
 from retention_ops.settings import Settings
+from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.freshness import Changes, freshness
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 RECENT = 30
 
 
-def status(settings: Settings) -> dict[str, Any]:
+def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
     """Everything `retention-ops status` shows. `next` is the most useful command (without the program's name)."""
-    lake = Lake(settings)
+    lake, packs = open_warehouse(settings), _packs(settings)
     orders, customers = lake.orders(), lake.customers()
     built = lake.days("alert_logic")
     recent = records(lake.read_range("alert_logic", built[-RECENT:][0], built[-1])) if built else []
@@ -35,24 +44,27 @@ def status(settings: Settings) -> dict[str, Any]:
         "flagged": [row for row in recent if row["alert_flag"]],
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
-        "packs_with_opted_out": packs_with_opted_out(lake),
-        "stale_packs": stale_packs(lake),
+        "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "duplicates": [], "halted": None,
+        "armed": None, "precision": None,
+        "packs_with_opted_out": packs_with_opted_out(lake, packs),
+        "stale_packs": stale_packs(lake, packs),
     }
     fresh = freshness(lake)
     facts |= {"stale_dates": fresh.stale, "other_rules_dates": fresh.other_rules}
     if orders:
-        facts |= _answers(lake, recent) | _runs(lake, built)
+        with ops_database(settings) as engine:
+            facts |= _answers(engine, recent) | _response(engine, clock())
+        facts |= _runs(lake, built)
     return facts | {"next": _next(facts)}
 
 
-def _answers(lake: Lake, recent: list[dict[str, Any]]) -> dict[str, Any]:
-    with ops_database(lake.settings) as engine:
-        log = runs.rows(engine)
-        broken = runs.first_broken_row(engine)
+def _answers(engine: Engine, recent: list[dict[str, Any]]) -> dict[str, Any]:
+    log = runs.rows(engine)
+    broken = runs.first_broken_row(engine)
     newest = {row["alert_date"]: row for row in log}
     return {
-        "last_answer": log[-1] if log else None,
-        "failed_answers": [day for day, row in newest.items() if row["status"] == "failed"],
+        "last_answer": _last_answer(log),
+        "failed_answers": _failed(log),
         "audit": f"broken at row {broken[0]}, date {broken[1]['alert_date']}" if broken
         else f"{len(log):,} row{'' if len(log) == 1 else 's'}, hash chain whole",
         "audit_broken_at": broken[0] if broken else None,
@@ -61,41 +73,94 @@ def _answers(lake: Lake, recent: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _runs(lake: Lake, built: list[date]) -> dict[str, Any]:
-    from retention_ops.launch import last_run, materialized_dates, mismatches  # Dagster only where there is something to ask
+def _last_answer(log: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest alert date's that succeeded, whenever it was written: a backfill of older dates comes later; else the newest one's."""
+    done = [row for row in log if row["status"] == "success"] or log
+    return max(reversed(done), key=lambda row: row["alert_date"], default=None)  # of one date the row written last
 
-    packed = materialized_dates(lake.settings, "action_pack") if built else set()
+
+def duplicates(engine: Engine) -> list[dict[str, Any]]:
+    """Actions seen twice at their destination: key, the id on record, and what the late receipt said."""
+    columns = actions.c.key, actions.c.alert_date, actions.c.destination, actions.c.external_id, ops_events.c.detail
+    query = sa.select(*columns).join(ops_events, ops_events.c.action_key == actions.c.key).where(ops_events.c.event == "duplicate")
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query.order_by(ops_events.c.id)).mappings()]
+
+
+def _failed(log: list[dict[str, Any]]) -> list[date]:
+    """Dates whose answer failed and did not succeed later."""
+    failed: dict[date, None] = {}
+    for row in log:
+        # a response that finds everything of an earlier answer in order says so and counts as skipped
+        if row["status"] == "success" or (row["error_message"] or "").startswith(wording.ANSWERED_ALREADY):
+            failed.pop(row["alert_date"], None)
+        if row["status"] == "failed":
+            failed[row["alert_date"]] = None
+    return list(failed)
+
+
+def _response(engine: Engine, now: datetime) -> dict[str, Any]:
+    """What is going on, what waits for a person, the switches, and how often the alarm was right."""
+    halted, armed = ledger.read_state(engine, HALTED), ledger.read_state(engine, ARMED)
+    trouble = ledger.find(engine, state=(ledger.NEEDS_HUMAN, ledger.FAILED, ledger.UNKNOWN))
     return {
-        "last_run": last_run(lake.settings),
-        "unfinished_dates": [day for day in built if day not in packed],
-        "mismatches": mismatches(lake.settings, lake),
+        "open_incidents": [
+            {**{name: row[name] for name in ("id", "mode", "severity", "opened_on", "last_flagged_on", "owner", "ack_by", "acked_by")},
+             "overdue": not row["acked_at"] and row["ack_by"] <= now}
+            for row in incidents.find(engine, state="open")
+        ],
+        "pending_approvals": ledger.pending_approvals(engine),
+        "actions_in_trouble": [
+            {name: row[name] for name in ("key", "state", "mode", "alert_date", "slot", "kind", "destination", "last_error")}
+            for row in trouble
+        ],
+        "duplicates": duplicates(engine),
+        "halted": {name: halted[name] for name in ("by", "why", "at")} if halted and halted["value"] == "yes" else None,
+        "armed": armed["value"] if armed else None,
+        "precision": incidents.precision(engine),
     }
 
 
-def stale_packs(lake: Lake) -> list[date]:
-    """Dates whose pack was built from orders that changed since; a run killed between tables and pack leaves such."""
-    changed, found = Changes(lake), []
-    for day in pack_days(lake.settings):
+def _runs(lake: Warehouse, built: list[date]) -> dict[str, Any]:
+    from retention_ops.launch import instance, last_run, materialized_dates, mismatches  # Dagster only where there is something to ask
+
+    with instance(lake.settings) as stored:
+        packed = materialized_dates(lake.settings, "action_pack", stored) if built else set()
+        return {
+            "last_run": last_run(lake.settings, stored),
+            "unfinished_dates": [day for day in built if day not in packed],
+            "mismatches": mismatches(lake.settings, lake, stored),
+        }
+
+
+def _packs(settings: Settings) -> dict[date, Pack | None]:
+    """Every pack by its date; None where the manifest cannot be read."""
+    found: dict[date, Pack | None] = {}
+    for day in pack_days(settings):
         try:
-            pack = find_pack(lake.settings, day)
+            pack = find_pack(settings, day)
         except PackError:
-            found.append(day)  # unreadable: building it again is the cure as well
+            found[day] = None
             continue
-        if pack and changed.since(pack.manifest["orders_version"], day):
-            found.append(day)
+        if pack:
+            found[day] = pack
     return found
 
 
-def packs_with_opted_out(lake: Lake) -> list[date]:
+def stale_packs(lake: Warehouse, packs: dict[date, Pack | None] | None = None) -> list[date]:
+    """Dates whose pack was built from orders that changed since; a run killed between tables and pack leaves such."""
+    changed = Changes(lake)
+    packs = _packs(lake.settings) if packs is None else packs
+    # an unreadable one is cured by building it again as well
+    return [day for day, pack in packs.items() if pack is None or changed.since(pack.manifest["orders_version"], day)]
+
+
+def packs_with_opted_out(lake: Warehouse, packs: dict[date, Pack | None] | None = None) -> list[date]:
     """Dates whose audience files list a customer who, by what is known now, refused consent or is suppressed."""
     customers, suppressions = lake.customers(), lake.suppressions()
     current = (customers.version if customers else "", suppressions.version if suppressions else "")
     found = []
-    for day in pack_days(lake.settings):
-        try:
-            pack = find_pack(lake.settings, day)
-        except PackError:
-            continue  # an unreadable manifest is found where the pack is used
+    for day, pack in (_packs(lake.settings) if packs is None else packs).items():
         if pack and (pack.manifest.get("customers_version"), pack.manifest.get("suppressions_version", "")) != current:
             known = no_contact(lake, day)
             lists = (pack.folder / pack.manifest["audiences"][tier]["file"] for tier in TIERS)
@@ -111,7 +176,23 @@ def _ids(path) -> set[str]:
 
 
 def _next(facts: dict[str, Any]) -> list[str]:
-    """The first trouble's cure, else where to look."""
+    """What waits for a person, then the first trouble's cure, else where to look."""
+    return [*_for_a_person(facts), *_cure(facts)]
+
+
+def _for_a_person(facts: dict[str, Any]) -> list[str]:
+    """At most one command: the oldest approval, held action, or incident that nobody acknowledged. Rehearsals wait for nobody."""
+    waits = [f"actions show {row['action_key'][:12]}" for row in facts["pending_approvals"]]
+    held = [row for row in facts["actions_in_trouble"] if row["mode"] in REAL_MODES]
+    waits += [f"actions show {row['key'][:12]}" for row in held if row["state"] in ledger.HELD_STATES]
+    waits += [
+        f"incidents ack {row['id']} --by NAME" for row in facts["open_incidents"] if row["mode"] in REAL_MODES and not row["acked_by"]
+    ]
+    waits += ["actions work" for row in held if row["state"] == ledger.UNKNOWN]
+    return waits[:1]
+
+
+def _cure(facts: dict[str, Any]) -> list[str]:
     orders, run = facts["orders"], facts["last_run"]
     if orders is None:
         return ["demo", "ingest orders.csv --preset orders"]

@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.settings import Settings
-from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.catalog import RELATIONS
 
 STATUSES = ("ACTIVE", "AT_RISK", "INACTIVE")
 ATTRIBUTES = ("country", "segment", "loyalty_tier", "acquisition_channel", "signup_date")
@@ -351,7 +351,7 @@ def dates(from_day: date, to_day: date) -> list[date]:
 
 def columns_of(table: str) -> list[str]:
     """The catalog's columns that a comparison covers."""
-    return [name for name in TABLES[table].column_names if name != "created_at"]
+    return [name for name in RELATIONS[table].column_names if name != "created_at"]
 
 
 def _frame(table: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
@@ -384,9 +384,9 @@ def differences(table: str, expected: pd.DataFrame, actual: pd.DataFrame) -> lis
         return [f"{table}: columns {got} instead of {wanted}"]
     theirs, ours = _by_key(table, plain_rows(actual[wanted])), _by_key(table, plain_rows(expected))
     if len(theirs) != len(actual):
-        return [f"{table}: the key {TABLES[table].key} repeats"]
+        return [f"{table}: the key {RELATIONS[table].key} repeats"]
     found = [f"{table} {key}: {'missing' if key in ours else 'not expected'}" for key in sorted(ours.keys() ^ theirs.keys())]
-    found += [f"{table} {key}: {name} is {them!r}, not {us!r}" for key in ours.keys() & theirs.keys()
+    found += [f"{table} {key}: {name} is {them!r}, not {us!r}" for key in sorted(ours.keys() & theirs.keys(), key=str)
               for name, us, them in zip(wanted, ours[key], theirs[key], strict=True) if not _same(name, us, them)]
     if not found and table in ("customer_priority", "cohort_retention_evolution") and list(ours) != list(theirs):
         return [f"{table}: the rows are in another order"]
@@ -394,7 +394,7 @@ def differences(table: str, expected: pd.DataFrame, actual: pd.DataFrame) -> lis
 
 
 def _by_key(table: str, rows: Iterable[tuple]) -> dict[tuple, tuple]:
-    places = [columns_of(table).index(name) for name in TABLES[table].key]
+    places = [columns_of(table).index(name) for name in RELATIONS[table].key]
     return {tuple(row[place] for place in places): row for row in rows}
 
 

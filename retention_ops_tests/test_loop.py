@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from retention_ops.sources.ingest import ingest
 from retention_ops.status import stale_packs
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import freshness
-from retention_ops_tests.conftest import LAST_DAY
+from retention_ops_tests.conftest import LAST_DAY, settings_for
 from retention_ops_tests.shops import lake_with, orders_frame, small_shop
 
 D = LAST_DAY
@@ -303,7 +304,7 @@ def test_a_flagged_newest_day_is_rehearsed_and_older_flagged_days_are_history(tm
     pack = find_pack(loop.settings, day)
     verify(pack)
     outbox = {path.stem: json.loads(path.read_text()) for path in (pack.folder / "outbox").iterdir()}
-    assert set(outbox) == {"slack", "ticket", "sheets", "webhook"}
+    assert set(outbox) == {"slack", "slack_chart", "ticket", "sheets", "webhook"}
     assert all(message["sent"] is False and message["mode"] == "shadow" for message in outbox.values())
 
 
@@ -385,3 +386,19 @@ def test_the_daily_schedule_asks_for_yesterday_in_the_shops_time_zone(tmp_path):
         context = dg.build_schedule_context(stored, scheduled_execution_time=moment, repository_def=repository)
         tick = schedule.evaluate_tick(context)
     assert [request.partition_key for request in tick.run_requests] == ["2024-05-19"]
+
+
+def test_a_newer_dagster_yaml_reaches_homes_that_did_not_change_theirs(tmp_path):
+    """The shipped file gains what killed runs need; an installation's own changes are never overwritten."""
+    from retention_ops.launch import dagster_home
+
+    file = dagster_home(settings_for(tmp_path)) / "dagster.yaml"
+    shipped = file.read_text()
+    older = "# an older one\n" + shipped
+    file.write_text(older)
+    file.with_name(".dagster.yaml.sha256").write_text(hashlib.sha256(older.encode()).hexdigest())
+    dagster_home(settings_for(tmp_path))
+    assert file.read_text() == shipped
+    file.write_text("# mine\n")
+    dagster_home(settings_for(tmp_path))
+    assert file.read_text() == "# mine\n"

@@ -54,7 +54,7 @@ def test_every_table_has_a_rule_or_is_an_input_or_the_log():
 
 def test_plain_modules_do_not_import_dagster():
     """assets.py, the code location and what starts runs may; rules, packs, log and ingestion stay free of it."""
-    allowed = {"definitions.py", "orchestration.py", "launch.py", "assets.py", "job.py", "sensors.py"}
+    allowed = {"definitions.py", "orchestration.py", "launch.py", "assets.py", "job.py", "sensors.py", "dagster_events.py"}
     for path in (ROOT / "retention_ops").rglob("*.py"):
         if path.name not in allowed:
             assert not re.search(r"^\s*(import dagster|from dagster)", path.read_text(), flags=re.M), path
@@ -67,8 +67,10 @@ def test_only_destinations_import_what_talks_to_the_outside():
         found = set(re.findall(clients, path.read_text(), flags=re.M))
         if path.parent.name == "destinations":
             continue
-        # the brief checks its blocks with the SDK's models; commands and claims need the machine's name, no connection
-        allowed = {"brief.py": {"slack_sdk"}, "cli.py": {"socket"}, "launch.py": {"socket"}, "door.py": {"socket"}}
+        # the brief checks its blocks with the SDK's models; commands and claims need the machine's name, no connection;
+        # the warehouse's own dataset is storage, like the lake's folder: nothing leaves for a person by it
+        allowed = {"brief.py": {"slack_sdk"}, "cli.py": {"socket"}, "launch.py": {"socket"}, "door.py": {"socket"},
+                   "bigquery.py": {"google"}, "bigquery_jobs.py": {"google", "requests"}}
         assert found <= allowed.get(path.name, set()), path
 
 

@@ -21,8 +21,12 @@ from retention_ops.settings import Settings
 app = shared.group("actions", "What leaves this machine: look at it, decide what waits for a person, send what is due, stop everything.")
 
 Row = dict[str, Any]
-Key = Annotated[str, typer.Argument(metavar="KEY", help="Start of the action's key, as `actions list` shows it.", show_default=False)]
-Audience = Annotated[str, typer.Option("--audience", metavar="SHA", help="At least 8 digits of the list's hash: says which list is meant.")]
+Key = Annotated[str, typer.Argument(
+    parser=shared.clean, metavar="KEY", help="Start of the action's key, as `actions list` shows it.", show_default=False,
+)]
+Audience = Annotated[str, typer.Option(
+    "--audience", parser=shared.clean, metavar="SHA", help="At least 8 digits of the list's hash: says which list is meant.",
+)]
 NEWEST_SENT = 10
 STATES = ("planned", "sending", "unknown", "sent", "failed", "needs_human", "cancelled", "awaiting_approval")
 WHAT_NEXT = {
@@ -41,7 +45,9 @@ WHAT_NEXT = {
 
 @app.command("list", epilog=examples("actions list", "actions list --state needs_human", "actions list --date 2026-06-30 --json"))
 def list_(
-    state: Annotated[str | None, typer.Option("--state", help=f"Only this state: {', '.join(STATES)}.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", parser=shared.clean, metavar="STATE", help=f"Only this state: {', '.join(STATES)}.")
+    ] = None,
     day: Annotated[date | None, shared.date_option("--date", "Only this alert date.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every action, oldest first.")] = False,
     as_json: Json = False,
@@ -184,7 +190,9 @@ def cancel(key: Key, by: By, why: Why, as_json: Json = False) -> None:
                                         'actions resolve 1f3a --absent --by Ada --why "not in the channel"'))
 def resolve(
     key: Key, by: By, why: Why,
-    sent: Annotated[str | None, typer.Option("--sent", metavar="EXTERNAL_ID", help="It is there, under this id.")] = None,
+    sent: Annotated[
+        str | None, typer.Option("--sent", parser=shared.clean, metavar="EXTERNAL_ID", help="It is there, under this id.")
+    ] = None,
     absent: Annotated[bool, typer.Option("--absent", help="It is not there: it may be sent again.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -196,6 +204,7 @@ def resolve(
 
 def _by_hand(key: str, what: Literal["retry", "cancel", "sent", "absent"], by: str, why: str, as_json: bool, external_id: str = "") -> None:
     from retention_ops.execute import ledger
+    from retention_ops.execute.story import action_approval
 
     settings, now = shared.settings(), system_clock()
     with shared.database(settings) as engine:
@@ -203,18 +212,17 @@ def _by_hand(key: str, what: Literal["retry", "cancel", "sent", "absent"], by: s
         if what == "absent":
             row = ledger.absent(engine, key, by, why, now)
         else:
-            row = ledger.by_hand(engine, key, what, by, why, now, external_id=external_id)
-        if what == "sent":  # who was handed over belongs to the proof, also where a person gives it
-            with engine.begin() as connection:
-                responder(settings, engine).door.recorded(connection, row)
-        warning = _blocked(engine, settings, row)
+            # who was handed over belongs to the proof, also where a person gives it
+            recorded = responder(settings, engine).door.recorded
+            row = ledger.by_hand(engine, key, what, by, why, now, external_id=external_id, recorded=recorded)
+        warning, approval = _blocked(engine, settings, row), action_approval(engine, key)
     if as_json:
         shared.print_json(_without_payload(row))
         return
     say(f"{_what(row)} for {row['alert_date']} is {shared.state(row['state'])} now; recorded for {escape(by)}.")
     if warning:
         say(f"[yellow]{escape(warning)}[/yellow]")
-    say_next(shared.command(settings, "actions work" if row["state"] == ledger.PLANNED else "actions list"))
+    _say_what_next(settings, row, approval)
 
 
 def _blocked(engine: Engine, settings: Settings, row: Row) -> str:
@@ -229,7 +237,7 @@ def _blocked(engine: Engine, settings: Settings, row: Row) -> str:
 @app.command("approve", epilog=examples("actions approve 1f3a --audience 9c41d2aa --by Ada",
                                         "actions approve 1f3a --audience 9c41d2aa --by Ada --now"))
 def approve(
-    key: Key, audience: Audience, by: By, why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason; recorded.")] = "",
+    key: Key, audience: Audience, by: By, why: Why = "",
     now: Annotated[bool, typer.Option("--now", help="Deliver at once, with everything else that is due.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -284,13 +292,12 @@ def _decide(settings: Settings, key: str, audience: str, by: str, why: str, yes:
 # -- doing -------------------------------------------------------------------------------------------------------------
 
 
-def responder(settings: Settings, engine: Engine) -> Any:
-    """What acts for this command; the mode is read anew before each send."""
+def responder(settings: Settings, engine: Engine, *, writes: bool = True) -> Any:
+    """What acts for this command; the mode is read anew before each send. A preview `writes` nothing into the warehouse."""
     from retention_ops.execute.respond import Responder
-    from retention_ops.warehouse.lake import Lake
 
     run_id = f"command-{uuid4().hex[:12]}"
-    return Responder(Lake(settings), engine, settings, run_id, mode=lambda: shared.settings().mode)
+    return Responder(shared.lake(settings, writes=writes), engine, settings, run_id, mode=lambda: shared.settings().mode)
 
 
 @app.command("work", epilog=examples("actions work", "actions work --json"))

@@ -21,6 +21,8 @@ from retention_ops.commands.shared import MARKS, Json, examples, moment, say, sa
 from retention_ops.errors import RetentionOpsError
 from retention_ops.settings import Secrets, Settings
 
+app = typer.Typer()
+
 NEEDED: dict[str, tuple[str, ...]] = {
     "slack": ("slack_channel", "slack_token"),
     "jira": ("ticket_url", "ticket_user", "ticket_project", "ticket_token"),
@@ -35,6 +37,7 @@ TESTED = ("slack_channel", "ticket_project", "sheets_spreadsheet")
 """settings that have a twin for pilot"""
 
 
+@app.command(epilog=examples("doctor", "doctor --mode pilot", "doctor --json"))
 def doctor(
     mode: Annotated[
         Literal["pilot", "live"] | None, typer.Option("--mode", help="As if in this mode; default: the mode in force, or live.")
@@ -116,10 +119,15 @@ def _database(settings: Settings) -> Iterator[Any]:
 
 
 def _mode(settings: Settings) -> Any:
+    from retention_ops.execute.destinations import SLOTS, chosen
+
     means = {
         "off": "nothing is answered", "shadow": "answers are rehearsed, nothing leaves this machine",
         "pilot": "WARNING only, to the test channel, project and spreadsheet", "live": "answers go out",
     }
+    if settings.mode in ("pilot", "live") and all(chosen(slot, settings, settings.mode) == "local" for slot in SLOTS):
+        return _finding("mode", None, f"{settings.mode}, but every destination is local: nothing leaves this machine",
+                        "choose where answers go: RETENTION_OPS_MESSAGES_TO, _TICKETS_TO, _LISTS_TO, _WEBHOOK_TO")
     return _finding("mode", True, f"{settings.mode}: {means[settings.mode]} (RETENTION_OPS_MODE)")
 
 
@@ -216,7 +224,3 @@ def _missing(name: str, settings: Settings, secrets: Secrets, mode: str) -> Iter
             known, description = getattr(settings, variable).strip(), Settings.model_fields[field].description
         if not known:
             yield _finding(name, False, f"RETENTION_OPS_{variable.upper()} is not set", f"set it: {description}")
-
-
-def register(app: typer.Typer) -> None:
-    app.command("doctor", epilog=examples("doctor", "doctor --mode pilot", "doctor --json"))(doctor)

@@ -19,7 +19,11 @@ from retention_ops.settings import Settings
 app = shared.group("incidents", "Consecutive flagged days are one incident: who has it, its whole story, and whether the alarm was right.")
 
 Row = dict[str, Any]
-Number = Annotated[int, typer.Argument(metavar="ID", help="The incident's number, as `incidents list` shows it.", show_default=False)]
+Number = Annotated[
+    int,
+    typer.Argument(metavar="ID", min=1, max=2**31 - 1, help="The incident's number, as `incidents list` shows it.", show_default=False),
+]
+LONGEST_SNOOZE = timedelta(days=90)
 STATES_WITHOUT_JUDGEMENT = ("resolved", "retracted")
 
 
@@ -68,6 +72,8 @@ def show(
     from retention_ops.execute import story
     from retention_ops.warehouse.files import write_atomic
 
+    for flag, file in (("--markdown", markdown), ("--html", html)):
+        _check_writable(flag, file)
     settings = shared.settings()
     with shared.database(settings) as engine:
         facts = story.facts(engine, number)
@@ -84,6 +90,13 @@ def show(
     if not written:
         _show(told)
     say_next(*(shared.command(settings, words) for words in _what_next(facts["incident"])))
+
+
+def _check_writable(flag: str, file: Path | None) -> None:
+    if file and file.is_dir():
+        raise UsageError(f"{flag} {shared.clean(str(file))} is a folder; name a file in it")
+    if file and not file.parent.is_dir():
+        raise UsageError(f"{flag} {shared.clean(str(file))}: there is no folder {shared.clean(str(file.parent))}")
 
 
 def _show(told: Any) -> None:
@@ -121,9 +134,10 @@ def acknowledge(number: Number, by: By, as_json: Json = False) -> None:
 def snooze(
     number: Number, by: By, why: Why,
     until: Annotated[
-        str | None, typer.Option("--until", metavar="'YYYY-MM-DD[ HH:MM]'", help="The shop's time; a date alone: its start.")
+        str | None,
+        typer.Option("--until", parser=shared.clean, metavar="'YYYY-MM-DD[ HH:MM]'", help="The shop's time; a date alone: its start."),
     ] = None,
-    hours: Annotated[float | None, typer.Option("--hours", help="From now on.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="From now on; at most 2160, which is 90 days.")] = None,
     as_json: Json = False,
 ) -> None:
     """Be quiet for a while: updates are recorded, not sent; a rise to CRITICAL still is."""
@@ -131,10 +145,14 @@ def snooze(
 
     if (until is None) == (hours is None):
         raise UsageError("say how long: either --until 'YYYY-MM-DD HH:MM' (shop time) or --hours N")
+    if hours is not None and not 0 < hours <= LONGEST_SNOOZE / timedelta(hours=1):  # nan is in no range
+        raise UsageError(f"--hours is more than 0 and at most {LONGEST_SNOOZE // timedelta(hours=1)} ({LONGEST_SNOOZE.days} days)")
     if not why.strip():
         raise LedgerError("say why (--why); it is recorded")
     settings, now = shared.settings(), system_clock()
-    end = _shop_time(until, settings) if until else now + timedelta(hours=hours)
+    end = _shop_time(until, settings) if until is not None else now + timedelta(hours=hours)
+    if end - now > LONGEST_SNOOZE:
+        raise UsageError(f"--until is at most {LONGEST_SNOOZE.days} days from now")
     with shared.database(settings) as engine:
         row = incidents.snooze(engine, number, end, by, why, now)
     local = end.astimezone(ZoneInfo(settings.shop_timezone))
@@ -145,7 +163,7 @@ def _shop_time(text: str, settings: Settings) -> datetime:
     for form in ("%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d"):
         try:
             return datetime.strptime(text.strip(), form).replace(tzinfo=ZoneInfo(settings.shop_timezone)).astimezone(UTC)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     raise UsageError(f"--until {text!r} is not a time like '2026-07-03 09:00' or a date like 2026-07-03")
 
@@ -153,7 +171,7 @@ def _shop_time(text: str, settings: Settings) -> datetime:
 @app.command("close", epilog=examples('incidents close 3 --verdict real --by Ada --why "the June promotion\'s customers left"'))
 def close(
     number: Number, by: By, why: Why,
-    verdict: Annotated[str, typer.Option("--verdict", metavar="real|expected|data|false", help=(
+    verdict: Annotated[str, typer.Option("--verdict", parser=shared.clean, metavar="real|expected|data|false", help=(
         "real: customers did slip away; expected: known cause; data: the orders were wrong; false: nothing happened."))],
     as_json: Json = False,
 ) -> None:

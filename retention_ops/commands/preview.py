@@ -18,12 +18,14 @@ from retention_ops.commands.shared import Json, examples, say, say_next
 from retention_ops.errors import NoOrders
 from retention_ops.settings import Settings
 
+app = typer.Typer()
+
 WRITTEN = "audience_current"
 """the only table that building a pack writes into the lake"""
 
 
-@actions.app.command("preview", epilog=examples("actions preview --date 2026-06-30",
-                                                "actions preview --date 2026-06-30 --mode pilot --json"))
+@app.command("preview", epilog=examples("actions preview --date 2026-06-30",
+                                        "actions preview --date 2026-06-30 --mode pilot --json"))
 def preview(
     day: Annotated[date, shared.date_option("--date", "Reference date.")],
     mode: Annotated[
@@ -38,12 +40,13 @@ def preview(
         raise NoOrders(f"there is nothing in {settings.home} yet; `retention-ops ingest FILE --preset orders` comes first")
     mode = mode or (settings.mode if settings.mode in ("pilot", "live") else "live")
     with _scratch(settings, mode) as (scratch, engine):
-        decision, intents = actions.responder(scratch, engine).preview(day)
+        decision, intents = actions.responder(scratch, engine, writes=False).preview(day)
     rows = [_row(intent) for intent in intents]
     if as_json:
         shared.print_json({"date": day, "mode": mode, "decision": decision, "actions": rows})
         return
-    say(f"{day} in mode {mode}: [bold]{decision.verdict}[/bold], {escape(decision.reason)}. Nothing was written or sent.")
+    reason = decision.reason.removeprefix(f"{decision.verdict}: ")
+    say(f"{day} in mode {mode}: [bold]{decision.verdict}[/bold], {escape(reason)}. Nothing was written or sent.")
     for row in rows:
         _show(row)
     _say_next(settings, day, mode, bool(rows))

@@ -29,9 +29,15 @@ out = Console()
 err = Console(stderr=True)
 _home: Path | None = None
 
+
+def clean(text: str) -> str:
+    """What was typed, as every database and terminal takes it: bytes that are no UTF-8 become ?, NULs go."""
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON, for scripts.")]
-By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides this; recorded.")]
-Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason; recorded.")]
+By = Annotated[str, typer.Option("--by", parser=clean, metavar="NAME", help="Who decides this; recorded.")]
+Why = Annotated[str, typer.Option("--why", parser=clean, metavar="TEXT", help="The reason; recorded.")]
 SEVERITY_STYLE = {"CRITICAL": "bold red", "WARNING": "bold yellow", "INFO": "green"}
 STATE_STYLE = {
     "sent": "green", "planned": "cyan", "sending": "cyan", "unknown": "yellow", "awaiting_approval": "yellow", "needs_human": "red",
@@ -89,6 +95,13 @@ def database(found: Settings) -> Iterator[Engine]:
         raise NoOrders(f"nothing was answered in {found.home} yet; see `retention-ops status`, or name another home with --home")
     with ops_database(found) as engine:
         yield engine
+
+
+def lake(found: Settings, *, writes: bool = True) -> Any:
+    """The warehouse in force; a preview `writes` nothing into it."""
+    from retention_ops.warehouse.choice import open_warehouse
+
+    return open_warehouse(found, writes=writes)
 
 
 def has_database(found: Settings) -> bool:

@@ -18,9 +18,8 @@ from retention_ops.orchestration import (
 
 def _facts(space: Workspace) -> dict:
     return by_day(
-        space, "base_customers", one_order_customers="COUNT(*) FILTER (total_orders = 1)",
-        first_order_date="CAST(MIN(first_order_date) AS VARCHAR)", last_order_date="CAST(MAX(last_order_date) AS VARCHAR)",
-        total_revenue="SUM(total_revenue_cents) / 100",
+        space, "base_customers", one_order_customers="COUNT(CASE WHEN total_orders = 1 THEN 1 END)",
+        first_order_date="MIN(first_order_date)", last_order_date="MAX(last_order_date)", total_revenue="SUM(total_revenue_cents) / 100",
     )
 
 
@@ -32,8 +31,8 @@ def _statuses(space: Workspace) -> dict:
 def _risks(space: Workspace) -> dict:
     tables = counts_tables(space, "churn_detection", ["retention_status", "churn_risk_level"])
     signals = by_day(
-        space, "churn_detection", late_by_own_rhythm="COUNT(*) FILTER (is_frequency_drop)",
-        spending_less="COUNT(*) FILTER (is_value_drop)", not_settled="COUNT(*) FILTER (is_status_inconsistent)",
+        space, "churn_detection", late_by_own_rhythm="COUNT(CASE WHEN is_frequency_drop THEN 1 END)",
+        spending_less="COUNT(CASE WHEN is_value_drop THEN 1 END)", not_settled="COUNT(CASE WHEN is_status_inconsistent THEN 1 END)",
     )
     return {day: {"distribution": table, **signals[day]} for day, table in tables.items()}
 
@@ -86,6 +85,7 @@ def cohort_retention_evolution(context: dg.AssetExecutionContext, loop: dg.Resou
                 "retention_by_cohort": dg.MetadataValue.md(_cohort_table(space)),
                 "path": dg.MetadataValue.path(str(loop.lake.path(table))),
                 **space.provenance,
+                **space.cost(),
             })
     loop.lake.refresh_views()
     loop.progress(table, 1, 1)
@@ -95,9 +95,13 @@ def cohort_retention_evolution(context: dg.AssetExecutionContext, loop: dg.Resou
 def _cohort_table(space: Workspace) -> str:
     """The newest twelve cohorts, months 0 to 6, in %."""
     rows = space.connection.execute("""
-        PIVOT (SELECT strftime(cohort_month, '%Y-%m') AS cohort, cohort_size AS customers, months_since_acquisition AS m,
-                      round(retention_rate, 1) AS rate
-               FROM cohort_retention_evolution WHERE months_since_acquisition <= 6)
-        ON m IN (0, 1, 2, 3, 4, 5, 6) USING any_value(rate) ORDER BY cohort DESC LIMIT 12""").fetchall()
+        SELECT cohort_month, cohort_size, months_since_acquisition, ROUND(retention_rate, 1)
+        FROM cohort_retention_evolution WHERE months_since_acquisition <= 6
+        ORDER BY cohort_month DESC, months_since_acquisition LIMIT 84""").fetchall()
+    cohorts: dict[tuple, dict[int, float]] = {}
+    for month, size, later, rate in rows:
+        cohorts.setdefault((f"{month:%Y-%m}", size), {})[later] = rate
     lines = ["| cohort | customers | M+0 | M+1 | M+2 | M+3 | M+4 | M+5 | M+6 |", "|" + "---|" * 9]
-    return "\n".join(lines + ["| " + " | ".join("" if value is None else str(value) for value in row) + " |" for row in rows])
+    for cohort, rates in list(cohorts.items())[:12]:
+        lines.append("| " + " | ".join(str(value) for value in (*cohort, *(rates.get(later, "") for later in range(7)))) + " |")
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 import pandas as pd
@@ -20,6 +20,7 @@ from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
+from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import OrdersVersion
 
 INPUT = {
@@ -35,7 +36,10 @@ BATCH_ROWS, BATCH_DAYS = 500_000, 31
 
 
 class Workspace:
-    """One connection with one version of the orders in it; `build` leaves a temp table named after the rule's table."""
+    """One connection with one version of the orders in it; after `build` a rule's table means the rows just computed.
+
+    This is DuckDB's; what BigQuery does otherwise is overridden in detect/in_bigquery.py.
+    """
 
     def __init__(self, lake: Lake, connection: duckdb.DuckDBPyConnection, orders: OrdersVersion):
         self.lake = lake
@@ -47,12 +51,16 @@ class Workspace:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What a file computed here is made from."""
+        """What a partition computed here is made from."""
         return {
             "orders_version": self.orders.version,
             "customers_version": self.customers.version if self.customers else "",
             "rules_sha256": self.settings.rules_sha256(),
         }
+
+    def cost(self) -> dict[str, Any]:
+        """What the engine charged since this was asked last, for the metadata; DuckDB charges nothing."""
+        return {}
 
     def attach(self) -> None:
         """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
@@ -80,8 +88,12 @@ class Workspace:
 
     def run(self, rule: Query, **dates: date) -> None:
         """Computes a rule into a temp table of its table's name; `dates` are its parameters that no setting gives."""
+        self._replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, dates))
+
+    def parameters(self, rule: Query, dates: dict[str, date]) -> dict[str, Any]:
+        """The values of a rule's named parameters."""
         known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **dates}
-        self._replace("TABLE", rule.table, rule.unordered_sql, {name: known[name] for name in rule.parameters})
+        return {name: known[name] for name in sorted(rule.parameters)}
 
     def _replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
         """Creates a temp table or view in place of whichever of the two had that name."""
@@ -96,7 +108,7 @@ class Workspace:
         return bool(self.connection.execute(f"SELECT 1 FROM duckdb_{noun}s() WHERE {noun}_name = ? AND temporary", [name]).fetchall())
 
     def build(self, table: str, day: date) -> None:
-        """Computes `table` as of `day` into a temp table of that name (and its inputs where they are not at hand)."""
+        """Computes `table` as of `day` (and its inputs where they are not at hand)."""
         if self._built.get(table) == (day,):
             return
         if table in ("retention_daily", "alert_logic"):
@@ -144,16 +156,19 @@ class Workspace:
         """Makes `table` as of `day` readable: from its stored partition where that is of the same make."""
         if self._built.get(table) == (day,):
             return
-        path = self.lake.path(table, day)
-        try:
-            usable = path.is_file() and read_provenance(self.connection, path) == self.provenance
-        except duckdb.Error:  # damaged: as good as another make
-            usable = False
-        if usable:
+        if self._is_stored(table, day):
             self._show(table, day)
             self._built[table] = (day,)
         else:
             self.build(table, day)
+
+    def _is_stored(self, table: str, day: date) -> bool:
+        """Whether the stored partition is of the same make."""
+        path = self.lake.path(table, day)
+        try:
+            return path.is_file() and read_provenance(self.connection, path) == self.provenance
+        except duckdb.Error:  # damaged: as good as another make
+            return False
 
     def build_cohorts(self) -> None:
         """Computes cohort_retention_evolution over all orders."""
@@ -176,18 +191,24 @@ PRIORITY_ORDER = "priority_score DESC, total_revenue DESC, customer_id"
 
 
 @contextmanager
-def workspace(lake: Lake, orders: OrdersVersion | None = None) -> Iterator[Workspace]:
-    """A Workspace on `orders`, by default the CURRENT ones. Raises NoOrders where nothing was ingested."""
+def workspace(lake: Warehouse, orders: OrdersVersion | None = None) -> Iterator[Workspace]:
+    """A Workspace on `orders`, by default the CURRENT ones, in the engine they are computed by. Raises NoOrders where there are none."""
     orders = orders or lake.orders()
     if orders is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
+    if lake.engine == "bigquery":
+        from retention_ops.detect.in_bigquery import BigQueryWorkspace  # its client is imported only where it is used
+
+        with BigQueryWorkspace.opened(lake, orders) as space:
+            yield space
+        return
     with lake.connection() as connection:
         space = Workspace(lake, connection, orders)
         space.attach()
         yield space
 
 
-def table_for(lake: Lake, name: str, day: date | None) -> pd.DataFrame:
+def table_for(lake: Warehouse, name: str, day: date | None) -> pd.DataFrame:
     """Computes one table as of `day` without storing it (`day` is None for cohort_retention_evolution)."""
     with workspace(lake) as space:
         if name == "cohort_retention_evolution":
@@ -197,7 +218,7 @@ def table_for(lake: Lake, name: str, day: date | None) -> pd.DataFrame:
         return space.rows(name, PRIORITY_ORDER if name == "customer_priority" else None)
 
 
-def alert_history(lake: Lake, first: date, last: date) -> pd.DataFrame:
+def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:
     """alert_logic for every day from `first` to `last`, computed in one pass, oldest first."""
     with workspace(lake) as space:
         space.build_range("alert_logic", first, last)

@@ -11,7 +11,7 @@ from retention_ops.detect.compute import PRIORITY_ORDER, workspace
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import no_contact
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 
 def _row(frame: pd.DataFrame) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def gate_sentence(gate: str, alert: dict[str, Any], complete_through: date, sett
                     "a few people would move the share too much.")
 
 
-def explain_date(lake: Lake, day: date) -> tuple[dict[str, Any], list[str]]:
+def explain_date(lake: Warehouse, day: date) -> tuple[dict[str, Any], list[str]]:
     """The alert of D: its row, and what it means in sentences."""
     settings = lake.settings
     with workspace(lake) as space:
@@ -73,7 +73,7 @@ def explain_date(lake: Lake, day: date) -> tuple[dict[str, Any], list[str]]:
     return alert, sentences
 
 
-def explain_customer(lake: Lake, customer_id: str, day: date) -> tuple[dict[str, Any], list[str]]:
+def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict[str, Any], list[str]]:
     """Why a customer is or is not on a list on D: the churn row with its tier, and every signal in a sentence."""
     with workspace(lake) as space:
         space.build("customer_priority", day)

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
-import duckdb
-
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.seam import Connection
 
 # table -> check name -> SQL that is true of a row that breaks the rule; names in braces are settings
 _ROW_RULES: dict[str, dict[str, str]] = {
@@ -54,7 +53,7 @@ _ROW_RULES: dict[str, dict[str, str]] = {
 }
 # the same for what only all rows together can break: SQL that counts
 _TABLE_RULES: dict[str, dict[str, str]] = {
-    "audience_current": {"lists_of_one_date": "greatest(COUNT(DISTINCT (alert_date, audience_sha256)) - 1, 0)"},
+    "audience_current": {"lists_of_one_date": "greatest(COUNT(DISTINCT alert_date), COUNT(DISTINCT audience_sha256), 1) - 1"},
 }
 
 
@@ -75,13 +74,13 @@ def check_names(table: str) -> list[str]:
     return ["key_is_unique", "no_nulls", *_TABLE_RULES.get(table, {}), *_ROW_RULES.get(table, {})]
 
 
-def check(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings) -> list[Check]:
-    """Runs every check of `table` on all rows of the connection's temp table of that name."""
+def check(connection: Connection, table: str, settings: Settings) -> list[Check]:
+    """Runs every check of `table` on all rows of the connection's table of that name."""
     counts = connection.execute(f"SELECT {', '.join(_counts(table, settings))} FROM {table}").fetchall()[0]
     return _checks(table, counts)
 
 
-def check_days(connection: duckdb.DuckDBPyConnection, table: str, settings: Settings) -> dict[date, list[Check]]:
+def check_days(connection: Connection, table: str, settings: Settings) -> dict[date, list[Check]]:
     """The same day by day, for a table with a date column; a day without rows has nothing to check and is not listed."""
     day = TABLES[table].date_column
     rows = connection.execute(f"SELECT {day}, {', '.join(_counts(table, settings))} FROM {table} GROUP BY {day}").fetchall()
@@ -97,10 +96,15 @@ def _counts(table: str, settings: Settings) -> list[str]:
         "high": settings.high_risk_score, "medium": settings.medium_risk_score,
     }
     broken_rows = [nulls, *(rule.format(**values) for rule in _ROW_RULES.get(table, {}).values())]
-    null_count, *row_counts = (f"COUNT(*) FILTER ({condition})" for condition in broken_rows)
+    null_count, *row_counts = (f"COUNT(CASE WHEN {condition} THEN 1 END)" for condition in broken_rows)
     # within a day its date is no longer part of the key
-    key = [name for name in declared.key if name != declared.date_column] or declared.key
-    return [f"COUNT(*) - COUNT(DISTINCT ({', '.join(key)}))", null_count, *_TABLE_RULES.get(table, {}).values(), *row_counts]
+    key = _as_one([name for name in declared.key if name != declared.date_column] or declared.key)
+    return [f"COUNT(*) - COUNT(DISTINCT {key})", null_count, *_TABLE_RULES.get(table, {}).values(), *row_counts]
+
+
+def _as_one(key: Sequence[str]) -> str:
+    """SQL for the key as one value: GoogleSQL has no COUNT(DISTINCT (a, b)). Of two columns only the first may hold a space."""
+    return key[0] if len(key) == 1 else "CONCAT(" + ", ' ', ".join(f"CAST({name} AS STRING)" for name in key) + ")"
 
 
 def _checks(table: str, counts: Sequence[int]) -> list[Check]:

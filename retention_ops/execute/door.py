@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
-from retention_ops.execute import ledger
+from retention_ops.errors import SettingsError
+from retention_ops.execute import ledger, wording
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
     CannotTell,
@@ -39,6 +40,10 @@ ASK_AGAIN_SECONDS = 60
 """after a look-up that got no answer"""
 MAX_ATTEMPTS = 8
 """then a person looks: something is wrong that time does not heal"""
+
+
+class Obsolete(Exception):
+    """What an action was about has ended meanwhile; the message says how. It never leaves."""
 
 
 class ListChanged(Exception):
@@ -124,12 +129,12 @@ class Door:
         """Why nothing may leave now, or nothing. Read after the claim, just before sending."""
         halted = ledger.read_state(self.engine, HALTED)
         if halted and halted["value"] == "yes":
-            return f"halted by {halted['by']}: {halted['why']}"
+            return f"{wording.HALTED_BY} {halted['by']}: {halted['why']}"
         try:
             mode = self.mode()
         except Exception as error:  # the settings are being edited
-            return f"the mode cannot be read: {self._text(error)}"
-        return "" if mode == row["mode"] else f"the mode is {mode} now; this was planned in {row['mode']}"
+            return f"{wording.THE_MODE} cannot be read: {self._text(error)}"
+        return "" if mode == row["mode"] else f"{wording.THE_MODE} is {mode} now; this was planned in {row['mode']}"
 
     def _send(self, row: Row, worker: str, lookup: Lookup) -> tuple[Row, float | None]:
         closed = self._closed(row)
@@ -137,8 +142,12 @@ class Door:
             return self._give_back(row, worker, PLANNED, closed, wait=ASK_AGAIN_SECONDS, tried=False), None
         try:
             destination, action = self.destination(row), self._outgoing(row)
-        except ListChanged as change:
-            return self._give_back(row, worker, CANCELLED, f"not sent: {change}", tried=False), None
+        except Obsolete as end:
+            return self._give_back(row, worker, CANCELLED, f"not sent: {end}", tried=False), None
+        except ListChanged as change:  # whoever planned it plans it anew, in one transaction
+            return self._give_back(row, worker, PLANNED, f"not sent: {change}", tried=False), None
+        except SettingsError as error:  # a shell without the secrets must not end what another one can send
+            return self._give_back(row, worker, PLANNED, self._text(error), wait=ASK_AGAIN_SECONDS, tried=False), None
         except Exception as error:  # nothing has left: a missing setting or a missing file
             return self._give_back(row, worker, FAILED, self._text(error), tried=False), None
         self.checkpoint("before_send", row)
@@ -173,6 +182,9 @@ class Door:
         except (Throttled, Ambiguous) as error:
             wait = error.retry_after if isinstance(error, Throttled) else ASK_AGAIN_SECONDS
             return self._give_back(row, worker, UNKNOWN, f"could not be looked up: {self._text(error)}", wait=wait), wait
+        except SettingsError as error:
+            why = f"could not be looked up: {self._text(error)}"
+            return self._give_back(row, worker, UNKNOWN, why, wait=ASK_AGAIN_SECONDS), None
         except Exception as error:
             return self._give_back(row, worker, NEEDS_HUMAN, f"could not be looked up: {self._text(error)}"), None
         self.checkpoint("looked_up", row)

@@ -21,7 +21,7 @@ from retention_ops.execute import incidents, ledger, wording
 from retention_ops.log.database import answers
 from retention_ops.package.pack import alert_version, records
 from retention_ops.settings import Settings
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 ALERT_TYPE = "retention_status_degradation"
 RANK = {"INFO": 0, "WARNING": 1, "CRITICAL": 2}
@@ -56,7 +56,7 @@ class Decision:
 class Gate:
     """Decides for one installation at the moment its clock says."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     clock: Clock
@@ -94,22 +94,18 @@ class Gate:
         if mode == "off":
             return decided("skip", "the response is switched off (mode off)")
         if last and last["version"] == version and last["verdict"] not in PASSED:
-            return decided("resume", f"already answered by run {last['run_id']}: same result", self._stood_for(last))
-        if not alert["alert_flag"]:
-            return decided(*self._calm(alert, last, open_now))
-        past = self._past(day)
+            return decided("resume", f"{wording.ANSWERED_ALREADY} {last['run_id']}: same result", self._stood_for(last))
+        past = self._past(day) if alert["alert_flag"] or last else ""
         if past and last and last["verdict"] not in PASSED:
             return decided("skip", f"{past}; what was answered then stands")
-        if last is None or last["verdict"] in PASSED:
-            if past:
-                return decided("history", past)
-            if mode == "pilot" and severity != "WARNING":
-                return decided("skip", "pilot answers WARNING only")
-            newer = self._newer_flagged(day)
-            if newer:
-                return decided("covered", wording.covered_by(newer))
-        elif mode == "pilot" and severity != "WARNING":
+        if not alert["alert_flag"]:
+            return decided(*self._calm(alert, last, open_now))
+        if past:
+            return decided("history", past)
+        if mode == "pilot" and severity != "WARNING":
             return decided("skip", "pilot answers WARNING only")
+        if (last is None or last["verdict"] in PASSED) and (newer := self._newer_flagged(day)):
+            return decided("covered", wording.covered_by(newer))
         covers = self._unanswered_before(day)
         if open_now is None:
             return decided("open", f"{severity}: {wording.reading(alert)}", covers)

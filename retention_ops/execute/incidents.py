@@ -64,8 +64,10 @@ def ack_hours(severity: str, settings: Settings) -> int:
     return settings.ack_hours_critical if severity == "CRITICAL" else settings.ack_hours_warning
 
 
-def get(connection: Connection, number: int) -> Row:
-    row = connection.execute(sa.select(incidents).where(incidents.c.id == number)).mappings().first()
+def get(connection: Connection, number: int, lock: bool = False) -> Row:
+    """One incident; `lock` keeps others from changing it until the transaction ends."""
+    query = sa.select(incidents).where(incidents.c.id == number)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
     if row is None:
         raise LedgerError(f"there is no incident {number}; `retention-ops incidents list` shows them")
     return dict(row)
@@ -136,7 +138,7 @@ def close(engine: Engine, number: int, verdict: str, who: str, why: str, now: da
     if not who.strip():
         raise LedgerError("say who decides (--by)")
     with engine.begin() as connection:
-        row = get(connection, number)
+        row = get(connection, number, lock=True)
         if row["verdict"]:
             raise LedgerError(f"incident {number} was judged {row['verdict']} by {row['closed_by']} already")
         return change(connection, number, now, who, "closed", f"{verdict}: {why}", state="closed", verdict=verdict, closed_at=now,
@@ -146,17 +148,17 @@ def close(engine: Engine, number: int, verdict: str, who: str, why: str, now: da
 def _open(connection: Connection, number: int, who: str) -> Row:
     if not who.strip():
         raise LedgerError("say who you are (--by)")
-    row = get(connection, number)
+    row = get(connection, number, lock=True)
     if row["state"] != "open":
         raise LedgerError(f"incident {number} is {row['state']}, not open")
     return row
 
 
 def overdue(engine: Engine, mode: str, now: datetime) -> list[Row]:
-    """Open incidents nobody acknowledged in time and nobody was told about a second time."""
+    """Open incidents nobody acknowledged in time and nobody was told about a second time; a snooze is quiet."""
     query = sa.select(incidents).where(
         incidents.c.state == "open", incidents.c.mode == mode, incidents.c.acked_at.is_(None), incidents.c.escalated_at.is_(None),
-        incidents.c.ack_by <= now,
+        incidents.c.ack_by <= now, sa.or_(incidents.c.snoozed_until.is_(None), incidents.c.snoozed_until <= now),
     )
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(query).mappings()]

@@ -118,7 +118,7 @@ def _show(context: dg.OpExecutionContext, loop: Loop, responder: Responder, days
     """The audit trail in the UI: one materialization per date with its links, the log as a table, history as one digest."""
     total = publish_log(loop.lake, responder.engine, days)
     by_day = {row["alert_date"]: row for row in rows}
-    skipped = [row for row in rows if row["status"] == "skipped"]
+    skipped = [row for row in rows if row["status"] == "skipped" and not row["total_exported"] and not row["slack_posted"]]
     for day in days:
         metadata = metadata_of(by_day[day], responder.actions(day))
         context.log_event(dg.AssetMaterialization("incident_response", partition=day.isoformat(), metadata=metadata))

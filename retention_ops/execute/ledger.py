@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
@@ -80,13 +80,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
+def clean(text: str) -> str:
+    """Text that every database takes: no NUL, no lone surrogate."""
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 def note(
     connection: Connection, now: datetime, event: str, actor: str, detail: str = "", *,
     action_key: str | None = None, incident_id: int | None = None,
 ) -> None:
     """Adds one line to the append-only story."""
     connection.execute(ops_events.insert().values(
-        at=now, incident_id=incident_id, action_key=action_key, event=event, actor=actor, detail=detail[:2000],
+        at=now, incident_id=incident_id, action_key=action_key, event=event, actor=clean(actor), detail=clean(detail)[:2000],
     ))
 
 
@@ -112,6 +117,8 @@ def plan(connection: Connection, intents: Iterable[Intent], now: datetime, actor
             continue
         hold = intent.hold or _over_limit(connection, intent, now, limits)
         state = NEEDS_HUMAN if hold else AWAITING if intent.approval else PLANNED
+        if intent.parent_key and _locked(connection, intent.parent_key)["state"] == CANCELLED:
+            state, hold = CANCELLED, f"what it builds on ({intent.parent_key[:12]}) was cancelled"
         position += 1
         connection.execute(actions.insert().values(
             key=intent.key, position=position, answer_id=intent.answer_id, incident_id=intent.incident_id, alert_date=intent.alert_date,
@@ -129,6 +136,10 @@ def plan(connection: Connection, intents: Iterable[Intent], now: datetime, actor
              action_key=intent.key, incident_id=intent.incident_id)
         keys.append(intent.key)
     return keys
+
+
+def _locked(connection: Connection, key: str) -> Row:
+    return dict(connection.execute(sa.select(actions).where(actions.c.key == key).with_for_update()).mappings().one())
 
 
 def _guardrail(intent: Intent) -> str:
@@ -281,6 +292,7 @@ def release(
         row = _held(connection, key, worker)
         if row is None:
             return None
+        why = clean(why)
         values: dict[str, Any] = {**_FREE, "not_before": now + timedelta(seconds=wait_seconds) if wait_seconds else None}
         if looked_up is not None:
             values["looked_up"] = looked_up
@@ -296,8 +308,12 @@ def release(
 
 def by_hand(
     engine: Engine, key: str, what: Literal["retry", "cancel", "sent"], who: str, why: str, now: datetime, *, external_id: str = "",
+    recorded: Callable[[Connection, Row], None] = lambda connection, row: None,
 ) -> Row:
-    """A person's decision, with name and reason: try again, never send, or record that it is there already."""
+    """A person's decision, with name and reason: try again, never send, or record that it is there already.
+
+    `recorded` writes, in the same transaction, what belongs to the proof of sending (see Door).
+    """
     if not who.strip() or not why.strip():
         raise LedgerError("say who decides (--by) and why (--why); both are recorded")
     with engine.begin() as connection:
@@ -308,10 +324,10 @@ def by_hand(
         if row["lease_until"] and row["lease_until"] > now:
             raise LedgerError(f"action {key[:12]} is being sent right now; try again in {(row['lease_until'] - now).seconds + 1} s")
         if what == "retry" and row["state"] == AWAITING:
-            raise LedgerError(f"action {key[:12]} waits for approval: `retention-ops actions approve {key[:12]}`")
+            raise LedgerError(f"action {key[:12]} waits for approval: `retention-ops actions approve {key[:12]} --audience HASH --by NAME`")
         if what == "retry" and row["state"] in (SENDING, UNKNOWN):
             raise LedgerError(f"nobody knows yet whether action {key[:12]} went out; it is looked up first, or decide with "
-                              f"`retention-ops actions resolve {key[:12]} --sent ID` or `--absent`")
+                              f"`retention-ops actions resolve {key[:12]} --sent ID --by NAME --why TEXT` (or --absent)")
         if what == "sent" and not external_id.strip():
             raise LedgerError("say under which id it is there (--sent ID)")
         state = {"retry": PLANNED, "cancel": CANCELLED, "sent": SENT}[what]
@@ -320,9 +336,24 @@ def by_hand(
         values: dict[str, Any] = {**_FREE, "not_before": None}
         if what == "sent":
             values |= {"external_id": external_id, "last_error": None}
+        if what == "cancel":
+            values["last_error"] = None
         if what != "retry":
             _void(connection, key, f"by hand ({what})", now)
-        return _move(connection, row, state, who, now, f"by hand ({what}): {why}", **values)
+        moved = _move(connection, row, state, who, now, f"by hand ({what}): {why}", **values)
+        if what == "sent":
+            recorded(connection, moved)
+        if what == "cancel":
+            _cancel_children(connection, key, who, now)
+        return moved
+
+
+def _cancel_children(connection: Connection, key: str, who: str, now: datetime) -> None:
+    """What builds on a cancelled action can never go out: replies to a message that was not posted."""
+    waiting = sa.select(actions).where(actions.c.parent_key == key, actions.c.state.in_((PLANNED, NEEDS_HUMAN, FAILED)))
+    for child in connection.execute(waiting.with_for_update()).mappings().all():
+        _move(connection, dict(child), CANCELLED, who, now, f"what it builds on ({key[:12]}) was cancelled", **_FREE, not_before=None,
+              last_error=None)
 
 
 def absent(engine: Engine, key: str, who: str, why: str, now: datetime) -> Row:
@@ -331,7 +362,8 @@ def absent(engine: Engine, key: str, who: str, why: str, now: datetime) -> Row:
         row = dict(connection.execute(sa.select(actions).where(actions.c.key == key).with_for_update()).mappings().one())
         if row["state"] not in (UNKNOWN, NEEDS_HUMAN, SENDING) or (row["lease_until"] and row["lease_until"] > now):
             raise LedgerError(f"action {key[:12]} is {row['state']}; only one that nobody could tell about is resolved")
-        return _move(connection, row, PLANNED, who, now, f"by hand (absent): {why}", **_FREE, not_before=None)
+        state = AWAITING if _pending(connection, key) else PLANNED  # a look-up is no approval
+        return _move(connection, row, state, who, now, f"by hand (absent): {why}", **_FREE, not_before=None)
 
 
 # -- approvals ---------------------------------------------------------------------------------------------------------
@@ -352,6 +384,8 @@ def decide_approval(engine: Engine, key: str, approve: bool, audience_sha256: st
     if not who.strip() or (not approve and not why.strip()):
         raise LedgerError("say who decides (--by); a refusal also needs --why")
     with engine.begin() as connection:
+        # the action first, as everywhere: two that lock in another order would wait for each other for ever
+        connection.execute(sa.select(actions.c.key).where(actions.c.key == key).with_for_update())
         row = connection.execute(
             sa.select(approvals).where(approvals.c.action_key == key).order_by(approvals.c.id.desc()).limit(1).with_for_update()
         ).mappings().first()
@@ -384,12 +418,14 @@ def _void(connection: Connection, key: str, why: str, now: datetime) -> None:
 
 
 def supersede(connection: Connection, key: str, why: str, now: datetime, actor: str) -> bool:
-    """Cancels an action that has not gone out because its list changed; its approval is void. False where it is too late."""
+    """Cancels an action that is certain not to have gone out, and what builds on it; its approval is void. False where it may have."""
     row = connection.execute(sa.select(actions).where(actions.c.key == key).with_for_update()).mappings().one()
-    if row["state"] not in (PLANNED, AWAITING, NEEDS_HUMAN) or row["attempts"]:
+    not_out = row["state"] in (PLANNED, AWAITING) or (row["state"] == NEEDS_HUMAN and not row["attempts"])
+    if not not_out:
         return False
     _void(connection, key, why, now)
-    _move(connection, dict(row), CANCELLED, actor, now, why, **_FREE)
+    _move(connection, dict(row), CANCELLED, actor, now, why, **_FREE, last_error=None)  # replaced or taken back: no trouble
+    _cancel_children(connection, key, actor, now)
     return True
 
 

@@ -27,7 +27,7 @@ from retention_ops.package.audiences import TIERS, audience_sha256
 from retention_ops.package.brief import CHART_FILE
 from retention_ops.package.pack import Pack, alert_version, current_audiences, find_pack, renew_pack, verify
 from retention_ops.settings import Settings
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 EXPORTED_TIERS = {"WARNING": ("P1", "P2"), "CRITICAL": ("P1", "P2", "P3")}
 MAX_REDECISIONS = 10
@@ -37,7 +37,7 @@ MAX_REDECISIONS = 10
 class Planner:
     """Plans for one installation in the name of one run."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     clock: Clock
@@ -74,7 +74,7 @@ class Planner:
     def pack(self, day: date, alert: Mapping[str, Any]) -> Pack:
         """D's Action Pack, built anew where it is missing, older than the result, or lists people it may not; proven whole."""
         pack = self._found(day)
-        handed_over = exposures.last_handed_over(self.engine, day)
+        handed_over = exposures.handed_over_around(self.engine, day, self.settings.handover_cooldown_days)
         if pack is None or pack.manifest["alert_version"] != alert_version(alert) or \
                 pack.manifest["audience_sha256"] != audience_sha256(current_audiences(self.lake, day, handed_over)):
             pack = renew_pack(self.lake, day, handed_over, run_id=self.run_id, clock=self.clock)
@@ -106,7 +106,7 @@ class Planner:
         incident = incidents.current(connection, alert["alert_type"], alert["scope"], self.settings.mode)
         if decision.verdict == "retract":
             incident = incidents.get(connection, last["incident_id"])
-        elif (decision.verdict == "open") != (incident is None):
+        elif (decision.verdict == "open") != (incident is None) or (decision.verdict == "resolve" and day <= incident["last_flagged_on"]):
             return None
         hold = ""
         if decision.verdict == "open":
@@ -118,15 +118,18 @@ class Planner:
         incident = self._advance(connection, decision, alert, incident, now)
         if not decision.acts:
             return []
-        self._withdraw_lists(connection, day, now)
+        self._withdraw(connection, decision, day, now)
         intents = self._intents(connection, decision, alert, incident, pack, answer_id, hold)
         ledger.plan(connection, intents, now, self.run_id, {"*": self.settings.max_messages_per_day})
         return intents
 
-    def _withdraw_lists(self, connection: Connection, day: date, now: datetime) -> None:
-        """Lists of an earlier answer of D that have not left never will: this answer brings its own, or says that D is no alert."""
+    def _withdraw(self, connection: Connection, decision: Decision, day: date, now: datetime) -> None:
+        """Lists of an earlier answer of D that have not left never will: this answer brings its own. A retraction takes back
+        everything of D that has not left."""
         table = ledger.actions
-        query = sa.select(table.c.key).where(table.c.alert_date == day, table.c.mode == self.settings.mode, table.c.slot == "sheets")
+        query = sa.select(table.c.key).where(table.c.alert_date == day, table.c.mode == self.settings.mode).order_by(table.c.position)
+        if decision.verdict != "retract":
+            query = query.where(table.c.slot == "sheets")
         for key in connection.execute(query).scalars().all():
             ledger.supersede(connection, key, f"{day} was answered anew", now, self.run_id)
 
@@ -208,18 +211,18 @@ class Planner:
         verdict = decision.verdict
         posted = self.first(connection, incident["id"], "slack", "post")
         ticket = self.first(connection, incident["id"], "ticket", "create")
-        note = wording.stands_for(decision.covers)
+        note = wording.stands_for([(day, self.gate.alert(day)["severity"]) for day in decision.covers])
         manifest = pack.manifest["audiences"] if pack else None
         plan = Draft(self.settings, alert, incident, decision.seq + 1, answer_id, hold)
         if verdict == "open" or (verdict in ACTED and posted is None):
-            message = plan.add("slack", "post", self._message(pack, incident, alert, note))
+            message = plan.add("slack", "post", self.message(pack, incident, alert, note), bound=False)
             plan.add("slack", "chart", {"file": CHART_FILE, "title": f"AT_RISK % to {alert['alert_date']}"}, message.key)
         elif posted:
             text = wording.sentence(verdict, alert, incident, manifest) + (f" {note}" if note else "")
             reply = {**wording.slack_sentence(text), "broadcast": verdict == "escalate" and self.settings.broadcast}
             plan.add("slack", "reply", reply, posted["key"])
         if verdict == "open" or (verdict in ACTED and ticket is None):
-            plan.add("ticket", "create", self._ticket(pack, incident, alert, note))
+            plan.add("ticket", "create", self.ticket(pack, incident, alert, note), bound=False)
         elif ticket:
             text = wording.sentence(verdict, alert, incident, manifest) + (f" {note}" if note else "")
             plan.add("ticket", "comment", {"text": text}, ticket["key"])
@@ -229,7 +232,7 @@ class Planner:
                 plan.add("ticket", "resolve", {"status": self.settings.ticket_resolved_status}, ticket["key"])
         if verdict in ACTED:
             plan.intents.append(self.handover(pack, alert, incident["id"], answer_id, f"{decision.seq + 1}.0", hold))
-            plan.add("webhook", "post", self._webhook(pack, alert, incident, verdict), bound=False)
+            plan.add("webhook", "post", self.webhook(pack, alert, incident, verdict), bound=False)
         else:
             plan.add("webhook", "post", self._ended(alert, incident, verdict))
         return plan.intents
@@ -245,21 +248,21 @@ class Planner:
         ).mappings().first()
         return dict(row) if row else None
 
-    def _message(self, pack: Pack, incident: Mapping[str, Any], alert: Mapping[str, Any], note: str) -> dict[str, Any]:
+    def message(self, pack: Pack, incident: Mapping[str, Any], alert: Mapping[str, Any], note: str) -> dict[str, Any]:
         brief = json.loads((pack.folder / "briefing.slack.json").read_text(encoding="utf-8"))
         broadcast = self.settings.broadcast and alert["severity"] == "CRITICAL"
-        return {**wording.slack_with_context(brief, wording.ownership_slack(incident), note), "broadcast": broadcast}
+        return {**wording.slack_with_context(brief, wording.ownership_slack(incident), note), "broadcast": broadcast, "note": note}
 
-    def _ticket(self, pack: Pack, incident: Mapping[str, Any], alert: Mapping[str, Any], note: str) -> dict[str, Any]:
+    def ticket(self, pack: Pack, incident: Mapping[str, Any], alert: Mapping[str, Any], note: str) -> dict[str, Any]:
         severity = alert["severity"]
         priority = self.settings.ticket_priority_critical if severity == "CRITICAL" else self.settings.ticket_priority_warning
         return {
             "title": wording.title(alert), "priority": priority, "severity": severity,
-            "labels": ["retention", severity.lower(), alert["alert_type"]],
+            "labels": ["retention", severity.lower(), alert["alert_type"]], "note": note,
             "description": "\n\n".join(part for part in (wording.ownership(incident), note, brief_markdown(pack)) if part),
         }
 
-    def _webhook(self, pack: Pack, alert: Mapping[str, Any], incident: Mapping[str, Any], verdict: str) -> dict[str, Any]:
+    def webhook(self, pack: Pack, alert: Mapping[str, Any], incident: Mapping[str, Any], verdict: str) -> dict[str, Any]:
         """The seed's payload; links come in when the lists and the ticket exist."""
         lists = pack.manifest["audiences"]
         return {

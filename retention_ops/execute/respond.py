@@ -11,18 +11,18 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
-from retention_ops.errors import PackError, RetentionOpsError
+from retention_ops.errors import LedgerError, PackError, RetentionOpsError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
 from retention_ops.execute.destinations.seam import Destination, Table
-from retention_ops.execute.door import Content, Door, ListChanged
+from retention_ops.execute.door import Content, Door, ListChanged, Obsolete
 from retention_ops.execute.gate import ALERT_TYPE, Decision, Gate
 from retention_ops.execute.ledger import Intent
 from retention_ops.execute.plan import Draft, Planner
@@ -31,13 +31,14 @@ from retention_ops.log import exposures, runs
 from retention_ops.log.database import answers, lock_responses
 from retention_ops.package.audiences import TIERS, Audience, allowed_table, audience_sha256
 from retention_ops.package.brief import CHART_FILE
-from retention_ops.package.pack import current_audiences, find_pack
+from retention_ops.package.pack import alert_version, current_audiences, find_pack
 from retention_ops.settings import Secrets, Settings
-from retention_ops.warehouse.files import write_atomic
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
-HANDOVERS = "handovers"
-"""folder of the lists being handed over, until they are recorded as exposures"""
+LIST_CHANGES = 3
+"""a list that changes that often while it is handed over waits for the next run"""
+MOVES = ("key", "state", "attempts", "looked_up", "last_error")
+"""what tells that a follow-up changed something about an action"""
 PATIENCE_SECONDS = 20.0
 
 
@@ -45,7 +46,7 @@ PATIENCE_SECONDS = 20.0
 class Responder:
     """Everything a response needs. `mode` is read anew before each send, so switching off stops what is under way."""
 
-    lake: Lake
+    lake: Warehouse
     engine: Engine
     settings: Settings
     run_id: str
@@ -105,8 +106,6 @@ class Responder:
 
     def deliver(self, day: date, slot: str) -> list[ledger.Row]:
         """Moves D's actions of one slot as far as they go now; returns them."""
-        if slot == "sheets":
-            self._refresh_lists(day)
         rows = [self._deliver(row) for row in self.actions(day, slot)]
         if slot == "webhook" and any(row["state"] == ledger.FAILED for row in rows):
             rows += self._mail_instead(day, [row for row in rows if row["state"] == ledger.FAILED])
@@ -118,44 +117,41 @@ class Responder:
         return ledger.find(self.engine, alert_date=day, mode=self.settings.mode, **where)
 
     def _deliver(self, row: ledger.Row) -> ledger.Row:
-        if row["state"] not in ledger.OPEN_STATES:
+        if row["slot"] != "sheets":
+            return self.door.deliver(row["key"], self.patience) if row["state"] in ledger.OPEN_STATES else row
+        for _ in range(LIST_CHANGES):
+            row = self._refreshed(row)
+            if row["state"] not in ledger.OPEN_STATES:
+                return row
+            row = self.door.deliver(row["key"], self.patience)
+            if row["state"] != ledger.PLANNED or row["not_before"]:
+                return row
+        return row
+
+    def _refreshed(self, row: ledger.Row) -> ledger.Row:
+        """Consent, suppressions and earlier hand-overs are read again: a list that changed is planned anew, its approval void.
+
+        Both happen in one transaction, so that no list is lost between them.
+        """
+        if row["state"] not in (ledger.PLANNED, ledger.AWAITING):
             return row
-        done = self.door.deliver(row["key"], self.patience)
-        if done["state"] == ledger.SENT:
-            self._handover_file(done).unlink(missing_ok=True)  # recorded as exposures
-        if row["slot"] == "sheets" and done["state"] == ledger.CANCELLED:
-            self._plan_lists_again(done)
-            for again in self.actions(done["alert_date"], "sheets"):
-                if again["state"] == ledger.PLANNED:
-                    return self.door.deliver(again["key"], self.patience)
-        return done
-
-    def _refresh_lists(self, day: date) -> None:
-        """Consent, suppressions and earlier hand-overs are read again: a list that changed is planned anew, its approval void."""
-        for row in self.actions(day, "sheets"):
-            if row["state"] in (ledger.PLANNED, ledger.AWAITING) and not row["attempts"]:
-                sha = audience_sha256(self._lists(day))
-                if sha != row["payload"]["audience_sha256"]:
-                    with self.engine.begin() as connection:
-                        why = f"the list changed to {sha[:12]} before it left"
-                        gone = ledger.supersede(connection, row["key"], why, self.clock(), self.run_id)
-                    if gone:
-                        self._plan_lists_again(row)
-
-    def _plan_lists_again(self, row: ledger.Row) -> None:
+        sha = audience_sha256(self._lists(row["alert_date"]))
         alert = self.gatekeeper.alert(row["alert_date"])
-        pack = self.planner.pack(row["alert_date"], alert)
+        if sha == row["payload"]["audience_sha256"] or not alert["alert_flag"]:
+            return row
+        pack, now = self.planner.pack(row["alert_date"], alert), self.clock()
         with self.engine.begin() as connection:
             lock_responses(connection)
-            before = connection.execute(
-                sa.select(ledger.actions.c.key, ledger.actions.c.state)
-                .where(ledger.actions.c.answer_id == row["answer_id"], ledger.actions.c.slot == "sheets")
-            ).all()
-            if any(state != ledger.CANCELLED for _, state in before):
-                return
+            if not ledger.supersede(connection, row["key"], f"the list changed to {sha[:12]} before it left", now, self.run_id):
+                return ledger.get(connection, row["key"])
             seq = connection.execute(sa.select(answers.c.seq).where(answers.c.id == row["answer_id"])).scalar_one()
-            intent = self.planner.handover(pack, alert, row["incident_id"], row["answer_id"], f"{seq}.{len(before)}")
-            ledger.plan(connection, [intent], self.clock(), self.run_id, {"*": self.settings.max_messages_per_day})
+            before = connection.execute(
+                sa.select(sa.func.count()).select_from(ledger.actions)
+                .where(ledger.actions.c.answer_id == row["answer_id"], ledger.actions.c.slot == "sheets")
+            ).scalar_one()
+            intent = self.planner.handover(pack, alert, row["incident_id"], row["answer_id"], f"{seq}.{before}")
+            (key,) = ledger.plan(connection, [intent], now, self.run_id, {"*": self.settings.max_messages_per_day})
+            return ledger.get(connection, key)
 
     def _mail_instead(self, day: date, failed: Sequence[ledger.Row]) -> list[ledger.Row]:
         """The backup: a mail where the webhook failed for good."""
@@ -182,10 +178,11 @@ class Responder:
         return [self.door.deliver(key, self.patience) for key in keys]
 
     def link(self, day: date) -> None:
-        """Adds the ticket and the sheets to the Slack message once they exist."""
+        """Adds the ticket and the sheets to D's Slack message once they exist: the first post, or the newest thread reply."""
         rows = self.actions(day)
-        post = next((row for row in rows if row["slot"] == "slack" and row["kind"] == "post" and row["state"] == ledger.SENT), None)
-        links = links_of(rows)
+        told = [row for row in rows if row["slot"] == "slack" and row["kind"] in ("post", "reply") and row["answer_id"]]
+        post = next((row for row in reversed(told) if row["state"] == ledger.SENT), None)
+        links = {name: url for name, url in links_of(rows).items() if name != "message"}
         if post is None or post["destination"] == "local" or not links:
             return
         payload = {name: post["payload"][name] for name in ("text", "blocks")}
@@ -195,6 +192,8 @@ class Responder:
             part=ledger.digest(links)[:16], answer_id=post["answer_id"], incident_id=post["incident_id"], parent_key=post["key"],
         )
         with self.engine.begin() as connection:
+            for older in told_again(rows, post["key"], intent.key):
+                ledger.supersede(connection, older, "newer links", self.clock(), self.run_id)
             keys = ledger.plan(connection, [intent], self.clock(), self.run_id, {})
         for key in keys:
             self.door.deliver(key, self.patience)
@@ -202,15 +201,18 @@ class Responder:
     # -- what the door asks for ----------------------------------------------------------------------------------------
 
     def _lists(self, day: date) -> dict[str, Audience]:
-        return current_audiences(self.lake, day, exposures.last_handed_over(self.engine, day))
+        return current_audiences(self.lake, day, exposures.handed_over_around(self.engine, day, self.settings.handover_cooldown_days))
 
     def _load(self, row: ledger.Row) -> Content:
         """Files and lists, read now: nobody who said no since the list was planned is on it."""
         day = row["alert_date"]
+        self._still_wanted(row)
         if row["slot"] == "sheets":
             lists = self._lists(day)
             if audience_sha256(lists) != row["payload"]["audience_sha256"]:
                 raise ListChanged(f"the list of {day} changed since it was planned")
+            if row["destination"] == "local" and self._files(day) != row["payload"]["audience_sha256"]:
+                raise ListChanged(f"the list files of {day} are not those that were planned")
             leaving = {sheet["tier"]: sheet["title"] for sheet in row["payload"]["worksheets"]}
             self._remember(row, {tier: lists[tier] for tier in leaving})
             if row["destination"] == "local":
@@ -224,32 +226,50 @@ class Responder:
                 raise PackError(f"the Action Pack of {day} is gone, and its chart with it; `retention-ops run --date {day}` builds it")
         return Content()
 
+    def _files(self, day: date) -> str:
+        """The hash of the list files in D's pack, which are what `local` hands over; built anew where another mode replaced them."""
+        return self.planner.pack(day, self.gatekeeper.alert(day)).manifest["audience_sha256"]
+
+    def _still_wanted(self, row: ledger.Row) -> None:
+        """Raises Obsolete where the alert was retracted, its incident judged no alarm, or its date has become history."""
+        with self.engine.connect() as connection:
+            newest = connection.execute(
+                sa.select(answers.c.id, answers.c.verdict)
+                .where(answers.c.alert_date == row["alert_date"], answers.c.mode == row["mode"]).order_by(answers.c.seq.desc()).limit(1)
+            ).first()
+            incident = incidents.get(connection, row["incident_id"]) if row["incident_id"] else None
+        if newest and newest.verdict == "retract" and row["answer_id"] not in (None, newest.id):
+            raise Obsolete(f"{row['alert_date']} was retracted")
+        if incident and incident["verdict"] in ("data", "false"):
+            raise Obsolete(f"incident {incident['id']} was judged {incident['verdict']}")
+        if row["mode"] in exposures.REAL_MODES and row["kind"] != "update":
+            oldest = self.gatekeeper.today() - timedelta(days=self.settings.max_alert_age_days)
+            if row["alert_date"] < oldest and row["answer_id"]:
+                raise Obsolete(f"{row['alert_date']} is older than {self.settings.max_alert_age_days} days (max_alert_age_days)")
+
     def _remember(self, row: ledger.Row, lists: Mapping[str, Audience]) -> None:
         """Keeps who is handed over until it is recorded, so that a kill after sending forgets nobody."""
         if row["mode"] in exposures.REAL_MODES:
             arms = {tier: {exposures.TREATED: list(a.treated_ids), exposures.HOLDOUT: list(a.holdout_ids)} for tier, a in lists.items()}
-            write_atomic(self._handover_file(row), json.dumps(arms), mode=0o600)
-
-    def _handover_file(self, row: ledger.Row):
-        return self.settings.home / HANDOVERS / f"{row['key']}.json"
+            exposures.remember(self.engine, row["key"], arms)
 
     def _recorded(self, connection: Connection, row: ledger.Row) -> None:
         """In the transaction that records a hand-over: every customer of it, treated or held out."""
         if row["slot"] != "sheets" or row["mode"] not in exposures.REAL_MODES or row["incident_id"] is None:
             return
-        file = self._handover_file(row)
-        if not file.is_file():
-            ledger.note(connection, self.clock(), "exposures missing", self.run_id, f"{file.name} is gone", action_key=row["key"],
-                        incident_id=row["incident_id"])
-            return
+        remembered = exposures.take_remembered(connection, row["key"])
+        if remembered is None:
+            raise LedgerError(f"action {row['key'][:12]} never left, so nobody was handed over; retry or cancel it")
         arms = {
-            customer: (tier, arm)
-            for tier, by_arm in json.loads(file.read_text(encoding="utf-8")).items() for arm, ids in by_arm.items() for customer in ids
+            customer: (tier, arm) for tier, by_arm in remembered.items() for arm, ids in by_arm.items() for customer in ids
         }
         exposures.record(connection, row["incident_id"], row["alert_date"], row["key"], arms, self.clock())
 
     def _bind(self, row: ledger.Row) -> Mapping[str, Any]:
-        """The webhook's final content: where lists and ticket went."""
+        """The final content just before the first attempt: nobody who opted out since is named; the webhook learns the links."""
+        row = {**row, "payload": self._renewed(row)}
+        if row["slot"] != "webhook":
+            return row["payload"]
         rows = [other for other in self.actions(row["alert_date"]) if other["answer_id"] == row["answer_id"]]
         sheets = next((other for other in rows if other["slot"] == "sheets" and other["state"] != ledger.CANCELLED), None)
         urls = dict(row["payload"].get("export_urls", {}))
@@ -260,6 +280,25 @@ class Responder:
         links = links_of(rows)
         found = {f"{name}_url": links[name] for name in ("ticket", "message") if name in links}
         return {**row["payload"], "export_urls": urls, **found}
+
+    def _renewed(self, row: ledger.Row) -> Mapping[str, Any]:
+        """The content from D's pack as it is now; as planned where the result itself has changed, which has its own answer."""
+        alert, payload = self.gatekeeper.alert(row["alert_date"]), row["payload"]
+        with self.engine.connect() as connection:
+            answer = connection.execute(sa.select(answers).where(answers.c.id == row["answer_id"])).mappings().first()
+            incident = incidents.get(connection, row["incident_id"])
+        if answer is None or answer["version"] != alert_version(alert):
+            return payload
+        try:
+            pack = self.planner.pack(row["alert_date"], alert)
+        except RetentionOpsError:
+            return payload  # the pack cannot be built again now; what was planned is still true
+        match row["slot"]:
+            case "slack":
+                return self.planner.message(pack, incident, alert, payload["note"])
+            case "ticket":
+                return self.planner.ticket(pack, incident, alert, payload["note"])
+        return self.planner.webhook(pack, alert, incident, payload["event"])
 
     # -- record --------------------------------------------------------------------------------------------------------
 
@@ -273,13 +312,20 @@ class Responder:
         verdict = decision.verdict if decision else "skip"
         acted = [row for row in rows if decision is None or decision.acts or verdict == "resume"]
         troubles = [_trouble(row) for row in acted if row["state"] not in (ledger.SENT, ledger.CANCELLED, ledger.AWAITING)]
+        troubles += [_trouble(row) for row in acted if row["state"] == ledger.CANCELLED and row["last_error"]]
         waits = [_trouble(row) for row in acted if row["state"] == ledger.AWAITING]
         if problem or (troubles and not _backed_up(acted)):
             return self._append(alert, "failed", "; ".join([problem] if problem else troubles), acted, started)
         if decision and decision.acts:
             return self._append(alert, "success", "; ".join(waits + troubles) or None, acted, started)
+        if verdict == "resume" and acted and not self._succeeded(day):  # what another run began ends here
+            return self._append(alert, "success", "; ".join([f"finished: {decision.reason}", *waits]), acted, started)
         reason = decision.reason if decision else "followed up"
         return self._append(alert, "success" if decision is None else "skipped", "; ".join([reason, *waits]), acted, started)
+
+    def _succeeded(self, day: date) -> bool:
+        found = runs.rows(self.engine, first=day, last=day)
+        return any(row["mode"] == self.settings.mode and row["status"] == "success" for row in found)
 
     def _logged(self, day: date) -> bool:
         return any(row["mode"] == self.settings.mode for row in runs.rows(self.engine, first=day, last=day))
@@ -313,7 +359,7 @@ class Responder:
             **{name: alert[name] for name in (
                 "alert_type", "severity", "alert_flag", "current_value", "baseline_value", "delta_relative_pct", "sample_size")},
             **{f"{tier.lower()}_count": counts.get(tier) for tier in TIERS},
-            "total_exported": sum(sheet["rows"] for sheet in exports.values()),
+            "total_exported": sum(sheet["rows"] for sheet in exports.values()) if self.settings.mode in exposures.REAL_MODES else 0,
             "slack_posted": message_ts is not None,
             "slack_message_ts": message_ts,
             "ticket_id": ticket,
@@ -333,16 +379,21 @@ class Responder:
         """Does what is due: missed acknowledgements, waiting and unknown actions. Returns the log rows of the dates it moved."""
         self._escalate_overdue()
         touched: dict[date, None] = {}
+        problems: dict[date, str] = {}
         for row in ledger.due(self.engine, self.clock(), grace_seconds):
             if row["mode"] != self.settings.mode:
                 continue
-            before = (row["state"], row["attempts"], row["looked_up"])
-            done = self._deliver(row)
-            if (done["state"], done["attempts"], done["looked_up"]) != before:
+            before = [row[name] for name in MOVES]
+            try:
+                done = self._deliver(row)
+            except Exception as error:  # one that cannot be moved must not hold up the others
+                problems[row["alert_date"]] = self.text(error)
+                continue
+            if [done[name] for name in MOVES] != before and not switched_off(done):
                 touched[row["alert_date"]] = None
         written = []
-        for day in touched:
-            problem = ""
+        for day in dict.fromkeys([*touched, *problems]):
+            problem = problems.get(day, "")
             try:
                 for slot in SLOTS:  # what waited for an action that went out just now
                     self.deliver(day, slot)
@@ -374,12 +425,25 @@ class Responder:
         posted = self.planner.first(connection, incident["id"], "slack", "post")
         ticket = self.planner.first(connection, incident["id"], "ticket", "create")
         to = incident["backup_owner"] or incident["owner"]
+        said = {**wording.slack_sentence(text, f"{wording.person(to)}: " if to else ""), "broadcast": False}
         if posted:
-            reply = wording.slack_sentence(text, f"{wording.person(to)}: " if to else "")
-            plan.add("slack", "reply", {**reply, "broadcast": False}, posted["key"])
+            plan.add("slack", "reply", said, posted["key"])
+        else:  # the alarm itself never arrived: all the more reason to say something
+            plan.add("slack", "post", said)
         if ticket:
             plan.add("ticket", "comment", {"text": text}, ticket["key"])
         return plan.intents
+
+
+def switched_off(row: ledger.Row) -> bool:
+    """A person stopped it: that is no failure, and nothing to log for the date."""
+    return row["state"] == ledger.PLANNED and (row["last_error"] or "").startswith((f"{wording.HALTED_BY} ", f"{wording.THE_MODE} "))
+
+
+def told_again(rows: Sequence[ledger.Row], parent_key: str, newest: str) -> list[str]:
+    """Waiting updates of a message that a newer one makes superfluous."""
+    return [row["key"] for row in rows if row["kind"] == "update" and row["parent_key"] == parent_key
+            and row["key"] != newest and row["state"] == ledger.PLANNED]
 
 
 def links_of(rows: Sequence[ledger.Row]) -> dict[str, str]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import dagster as dg
+import sqlalchemy as sa
 
-from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger
 from retention_ops.execute.gate import ALERT_TYPE, Decision
 from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job
 from retention_ops.execute.respond import Responder
 from retention_ops.log import runs
+from retention_ops.log.database import answers, ops_runs_log
 from retention_ops.orchestration import Loop, open_responder
 
 BATCH = 100
@@ -30,6 +31,8 @@ GRACE_SECONDS = 60
 MAX_TRIES = 6
 FIRST_ANSWER = timedelta(minutes=10)
 """how long after it was computed a date may be without any answer"""
+UNLOGGED = timedelta(minutes=5)
+"""how long an answer may be without a row in the log"""
 HISTORY = "retention_ops/history"
 
 
@@ -44,7 +47,7 @@ def requests_for(responder: Responder, days: set[date], storage_id: int) -> Iter
     for day in sorted(days):
         try:
             decision = responder.gate(day)
-        except PackError:  # the event says it was computed, the row is gone: a run that says so, visibly
+        except Exception:  # unreadable, or the event says it was computed, the row is gone: a run that says so, visibly
             yield _request([day], f"missing:{day}:{storage_id}")
             continue
         if decision.verdict in ("history", "covered"):
@@ -87,7 +90,7 @@ def alert_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loo
 )
 def follow_up_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loop]) -> dg.SensorResult:
     with open_responder(loop, "follow_up_sensor") as responder:
-        return dg.SensorResult(run_requests=[*_due(responder), *_unanswered(responder)])
+        return dg.SensorResult(run_requests=[*_due(responder), *_unanswered(responder), *_unlogged(responder)])
 
 
 def _due(responder: Responder) -> Iterator[dg.RunRequest]:
@@ -107,7 +110,10 @@ def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
     if responder.settings.mode not in ("pilot", "live"):
         return
     for day in responder.gatekeeper.days_in_reach():
-        decision = responder.gate(day)
+        try:
+            decision = responder.gate(day)
+        except Exception:
+            continue  # the alert sensor asked for a run that says so
         if not decision.acts:
             continue
         log = [row for row in runs.rows(responder.engine, first=day, last=day) if row["mode"] == responder.settings.mode]
@@ -121,5 +127,28 @@ def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
         yield _request([day], f"{identity(decision, day, responder.settings.mode)}:again:{tries}.{again}")
 
 
+def _unlogged(responder: Responder) -> Iterator[dg.RunRequest]:
+    """One run for all dates whose answer stands, but every run that could have logged it was killed."""
+    now, mode = responder.clock(), responder.settings.mode
+    answered = (
+        sa.select(answers.c.alert_date, sa.func.max(answers.c.answered_at).label("at")).filter_by(mode=mode)
+        .group_by(answers.c.alert_date).subquery()
+    )
+    logged = (
+        sa.select(ops_runs_log.c.alert_date, sa.func.max(ops_runs_log.c.run_timestamp).label("at")).filter_by(mode=mode)
+        .group_by(ops_runs_log.c.alert_date).subquery()
+    )
+    query = (
+        sa.select(answered.c.alert_date).outerjoin(logged, logged.c.alert_date == answered.c.alert_date)
+        .where(answered.c.at <= now - UNLOGGED, sa.or_(logged.c.at.is_(None), logged.c.at < answered.c.at))
+        .order_by(answered.c.alert_date)
+    )
+    with responder.engine.connect() as connection:
+        days = list(connection.execute(query).scalars())
+    if days:
+        key = ledger.digest([mode, *map(str, days)])[:32]
+        yield _request(days, f"unlogged:{key}:{int(now.timestamp() // UNLOGGED.total_seconds())}")
+
+
 def _computed_at(responder: Responder, day: date) -> datetime:
-    return datetime.fromtimestamp(responder.lake.path("alert_logic", day).stat().st_mtime, UTC)
+    return responder.lake.computed_at("alert_logic", day)

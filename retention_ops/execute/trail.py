@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 
 from retention_ops.log import runs
 from retention_ops.package.pack import LOG_FILE, add_files, find_pack, plain
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 SHOWN = ("alert_date", "severity", "status", "mode", "p1_count", "p2_count", "p3_count", "total_exported", "error_message")
 
@@ -33,7 +33,7 @@ def digest_of(skipped: Sequence[Mapping[str, Any]]) -> str:
     return f"Not answered: {span}. Nothing was sent for them.\n\n{table}"
 
 
-def publish_log(lake: Lake, engine: Engine, days: Sequence[date]) -> int:
+def publish_log(lake: Warehouse, engine: Engine, days: Sequence[date]) -> int:
     """Exports ops_runs_log to the lake and into the packs of `days`; returns its rows."""
     total = runs.export(engine, lake)
     by_day = runs.by_date(engine, min(days), max(days)) if days else {}

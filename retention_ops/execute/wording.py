@@ -13,6 +13,8 @@ from retention_ops.package.audiences import TIERS
 from retention_ops.package.brief import fit_slack
 
 Row = Mapping[str, Any]
+# beginnings by which a record is recognised later: said and looked for through these names only
+HALTED_BY, THE_MODE, ANSWERED_ALREADY = "halted by", "the mode", "already answered by run"
 
 
 def escape_slack(text: str) -> str:
@@ -53,10 +55,11 @@ def covered_by(newest: date) -> str:
     return f"the newest flagged date {newest} stands for it"
 
 
-def stands_for(days: Sequence[date]) -> str:
+def stands_for(days: Sequence[tuple[date, str]]) -> str:
+    """The sentence about earlier flagged dates, each with its severity."""
     if not days:
         return ""
-    listed = ", ".join(str(day) for day in days[:7]) + (f" and {len(days) - 7} more" if len(days) > 7 else "")
+    listed = ", ".join(f"{day} ({severity})" for day, severity in days[:7]) + (f" and {len(days) - 7} more" if len(days) > 7 else "")
     return f"Also stands for the flagged {'date' if len(days) == 1 else 'dates'} {listed}, which nobody was told about."
 
 

@@ -175,6 +175,12 @@ exposures = sa.Table(
     sa.Index("exposures_by_date", "arm", "alert_date"),
 )
 
+pending_handovers = sa.Table(
+    "pending_handovers", metadata,
+    sa.Column("action_key", sa.Text, sa.ForeignKey("actions.key"), primary_key=True),
+    sa.Column("arms", sa.JSON, nullable=False),  # tier -> arm -> customer ids, until the hand-over is recorded or given up
+)
+
 ops_events = sa.Table(
     "ops_events", metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),

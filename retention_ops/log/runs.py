@@ -15,10 +15,11 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from retention_ops.errors import LogError
 from retention_ops.log.database import ingestions, lock_chain, ops_runs_log
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion
 
 GENESIS = "0" * 64
@@ -92,14 +93,31 @@ def first_broken_row(engine: Engine) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def export(engine: Engine, lake: Lake) -> int:
-    """Writes the whole log as the lake table ops_runs_log; returns its rows."""
+def export(engine: Engine, lake: Warehouse) -> int:
+    """Writes the whole log as the lake table ops_runs_log; returns its rows.
+
+    Raises LogError where the table holds a row the database does not: replacing it would remove the last trace of that row.
+    """
     schema = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in TABLES["ops_runs_log"].columns])
     # under a lock, so that a slower export never replaces a newer one
     with locked(lake.root / ".ops_runs_log.lock"), lake.connection() as connection:
-        connection.register("log_rows", pa.Table.from_pylist(rows(engine), schema=schema))
+        stored = rows(engine)
+        _refuse_losing(lake, {row["row_hash"] for row in stored})
+        connection.register("log_rows", pa.Table.from_pylist(stored, schema=schema))
         connection.execute("CREATE TEMP TABLE ops_runs_log AS SELECT * FROM log_rows")
         return lake.write(connection, "ops_runs_log", None, {}, order_by="run_timestamp, alert_date")
+
+
+def _refuse_losing(lake: Warehouse, known: set[str]) -> None:
+    exported = lake.read("ops_runs_log")
+    lost = exported[~exported["row_hash"].isin(known)]
+    if len(lost):
+        first = lost.iloc[0]
+        raise LogError(
+            f"{len(lost)} exported rows of ops_runs_log are missing in the ops database, the first of run {first['run_id']} for "
+            f"{first['alert_date']:%Y-%m-%d}; `retention-ops audit verify` says more. If the database was replaced on purpose, move "
+            f"{lake.path('ops_runs_log')} away"
+        )
 
 
 def record_ingestions(engine: Engine, dataset: str, versions: Iterable[OrdersVersion | CustomersVersion]) -> int:

@@ -98,7 +98,7 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
                 newest = collect(space, day, history, daily, queue, last_handed_over(engine, before=day))
                 pack = build_pack(newest, loop.settings, run_id=context.run.run_id, links=links, clock=loop.clock)
                 metadata = _pack_metadata(pack, embed_chart=day in flagged or day == days[-1])
-            context.add_asset_metadata(metadata, partition_key=day.isoformat())
+            context.add_asset_metadata({**metadata, **space.cost()}, partition_key=day.isoformat())
             loop.progress("action_pack", done, len(days))
     if newest:
         publish_lists(loop.lake, newest)

@@ -54,10 +54,9 @@ from retention_ops.package.chart import trend_chart
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.dialect import parquet_scan
 from retention_ops.warehouse.files import fsync_folder, locked, write_atomic
 from retention_ops.warehouse.freshness import Changes
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 MANIFEST = "manifest.json"
 LOG_FILE = "ops_run_log.json"
@@ -168,8 +167,8 @@ def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[s
     first = space.settings.active_limit + 1
     last = min(space.settings.active_limit + 7, space.settings.at_risk_limit)
     customers, one_order = space.connection.execute(
-        "SELECT COUNT(*), COUNT(*) FILTER (total_orders = 1) FROM churn_detection WHERE days_since_last_order BETWEEN ? AND ?",
-        [first, last],
+        "SELECT COUNT(*), COUNT(CASE WHEN total_orders = 1 THEN 1 END) FROM churn_detection "
+        f"WHERE days_since_last_order BETWEEN {first} AND {last}"
     ).fetchall()[0]
     on_p2 = (priority["priority_tier"] == "P2") & priority["days_since_last_order"].between(first, last)
     return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order}
@@ -185,7 +184,7 @@ def audiences_of(
     ))
 
 
-def current_audiences(lake: Lake, day: date, handed_over: HandedOver) -> dict[str, Audience]:
+def current_audiences(lake: Warehouse, day: date, handed_over: HandedOver) -> dict[str, Audience]:
     """The lists of D as a pack built now would have them: today's consent and suppressions, no brief and no chart.
 
     Asked just before a list leaves. Where `audience_sha256` of it differs from the pack's, `renew_pack` comes first.
@@ -193,18 +192,16 @@ def current_audiences(lake: Lake, day: date, handed_over: HandedOver) -> dict[st
     return audiences_of(day, _queue(lake, day), no_contact(lake, day), handed_over, lake.settings)
 
 
-def _queue(lake: Lake, day: date) -> pd.DataFrame:
+def _queue(lake: Warehouse, day: date) -> pd.DataFrame:
     """customer_priority of D: as stored where the orders of D and the rules are still the same, else computed.
 
     Workspace.use would compute it also after every new consent, on which the queue does not depend.
     """
-    path = lake.path("customer_priority", day)
     try:
         made_from = lake.provenance("customer_priority", day)
         same_rules = made_from.get("rules_sha256") == lake.settings.rules_sha256()
         if same_rules and not Changes(lake).since(made_from.get("orders_version", ""), day):
-            with lake.connection() as connection:
-                return connection.sql(f"SELECT * FROM {parquet_scan(path)} ORDER BY {PRIORITY_ORDER}").df()
+            return lake.read("customer_priority", day, PRIORITY_ORDER)
     except duckdb.Error:
         pass  # damaged: as good as another make
     with workspace(lake) as space:
@@ -319,7 +316,7 @@ def brief_links(settings: Settings, run_id: str) -> dict[str, str]:
     return {**links, "dashboard": settings.dashboard_url} if settings.dashboard_url else links
 
 
-def renew_pack(lake: Lake, day: date, handed_over: HandedOver, *, run_id: str, clock: Clock = system_clock) -> Pack:
+def renew_pack(lake: Warehouse, day: date, handed_over: HandedOver, *, run_id: str, clock: Clock = system_clock) -> Pack:
     """Builds the pack of D again from the orders, consent and suppressions of this moment."""
     with workspace(lake) as space:
         space.build_range("alert_logic", day - timedelta(days=lake.settings.trend_days - 1), day)
@@ -334,7 +331,7 @@ def renew_pack(lake: Lake, day: date, handed_over: HandedOver, *, run_id: str, c
 CURRENT_LISTS = "audience_current"
 
 
-def publish_lists(lake: Lake, facts: Facts) -> bool:
+def publish_lists(lake: Warehouse, facts: Facts) -> bool:
     """Writes the lists of D as the table audience_current, if D is the newest date with a pack and that pack has these lists.
 
     Raises QualityError where the rows break the table's rules; the old table stays.
@@ -368,13 +365,13 @@ def publish_lists(lake: Lake, facts: Facts) -> bool:
     return True
 
 
-def withdraw_lists(lake: Lake) -> None:
+def withdraw_lists(lake: Warehouse) -> None:
     """Removes audience_current where the pack it came from is gone: lists expire with their pack."""
     with locked(lake.root / f".{CURRENT_LISTS}.lock"):
         day = lake.provenance(CURRENT_LISTS).get("alert_date")
         if day is None or (lake.settings.packs / day).exists():
             return
-        lake.path(CURRENT_LISTS).unlink(missing_ok=True)
+        lake.remove(CURRENT_LISTS)
     lake.refresh_views()
 
 

@@ -2,11 +2,17 @@
 
 import dagster as dg
 
+from retention_ops.log import runs
+from retention_ops.log.database import ops_database
 from retention_ops.orchestration import CheckTally, Loop, check_specs, described
+from retention_ops.sources.bigquery_table import take_in_source
 
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
 def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
+    if take_in_source(loop.lake, loop.clock):
+        with ops_database(loop.settings) as engine:
+            runs.record_ingestions(engine, "orders", loop.lake.orders_versions())
     with loop.workspace(context.run_id) as space:
         version = space.orders
         return dg.MaterializeResult(
@@ -20,6 +26,7 @@ def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> d
                 "version": version.version,
                 "excluded_records": dg.MetadataValue.json(dict(version.excluded)),
                 "path": dg.MetadataValue.path(str(loop.lake.path("orders", version.version))),
+                **space.cost(),
             },
             data_version=dg.DataVersion(version.content_sha256),
         )
@@ -38,6 +45,7 @@ def customer_days(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop
             "dagster/row_count": rows,
             "orders_version": space.orders.version,
             "path": dg.MetadataValue.path(str(path)),
+            **space.cost(),
         })
     loop.lake.refresh_views()
     loop.progress("customer_days", 1, 1)

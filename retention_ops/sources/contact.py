@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from retention_ops.warehouse.dialect import parquet_scan
-from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.seam import Warehouse
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class NoContact:
     suppressions_version: str
 
 
-def no_contact(lake: Lake, day: date) -> NoContact:
+def no_contact(lake: Warehouse, day: date) -> NoContact:
     """Who, by what is known at this moment, must not be contacted for D: they refused consent or are suppressed beyond D.
 
     A list of D is worked from the day after, so a suppression whose last day is D has ended by then.

@@ -39,10 +39,12 @@ CSV_OPTIONS = (
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 TEXTUAL_TYPES = re.compile(r"^(VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL|DATE|TIMESTAMP|BOOLEAN|ENUM|UUID)")
 CHUNK = 1 << 20
-# a field is quoted when its first character that is no blank is a quote; a quote further on is an ordinary character
-CSV_FIELD = rb'(?: *"(?:[^"]|"")*+" *|(?! *")[^,]*+)'
-CSV_RECORD = re.compile(CSV_FIELD + rb"(?:," + CSV_FIELD + rb")*+")
-CSV_REST = re.compile(rb'(?:[^"]|"")*+" *(?:,' + CSV_FIELD + rb")*+")
+# a field is quoted when its first character that is no blank is a quote; a quote further on is an ordinary character.
+# No possessive quantifiers: Python up to 3.11.4 gets repeated groups wrong with them. There is one way to read a line, so
+# a mismatch costs one pass all the same.
+CSV_FIELD = rb'(?: *"[^"]*(?:""[^"]*)*" *|(?! *")[^,]*)'
+CSV_RECORD = re.compile(CSV_FIELD + rb"(?:," + CSV_FIELD + rb")*")
+CSV_REST = re.compile(rb'[^"]*(?:""[^"]*)*" *(?:,' + CSV_FIELD + rb")*")
 OPEN_QUOTE = "has a quote that is not closed or not doubled"
 
 

@@ -223,3 +223,6 @@ PRIORITY_INTERVALS = Table(
         _c("from_day", "INT64", "First day of the tier within the range, in days since the last order"),
         _c("to_day", "INT64", "Its last day within the range, likewise"),
     ))
+
+RELATIONS = {**TABLES, PRIORITY_INTERVALS.name: PRIORITY_INTERVALS}
+"""everything a rule may yield or read"""

@@ -1,14 +1,11 @@
-"""Which stored dates no longer say what the orders and settings say now. Derived from the files, so it cannot go stale."""
+"""Which stored dates no longer say what the orders and settings say now. Derived from what is stored, so it cannot go stale."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
-from retention_ops.warehouse.dialect import file_list
-from retention_ops.warehouse.lake import Lake
-from retention_ops.warehouse.versions import orders_versions
+from retention_ops.warehouse.seam import Warehouse
 
 KEPT_FOR_EVER = ("retention_daily", "alert_logic", "customer_priority")
 
@@ -24,8 +21,8 @@ class Freshness:
 class Changes:
     """Answers whether the orders of a date changed after a version; reads the list of versions once."""
 
-    def __init__(self, lake: Lake):
-        self._versions = orders_versions(lake.settings)
+    def __init__(self, lake: Warehouse):
+        self._versions = lake.orders_versions()
         self._position = {version.version: place for place, version in enumerate(self._versions)}
 
     def since(self, orders_version: str, day: date) -> bool:
@@ -34,12 +31,12 @@ class Changes:
         return any(version.stale_from and version.stale_from <= day for version in later)
 
 
-def freshness(lake: Lake) -> Freshness:
+def freshness(lake: Warehouse) -> Freshness:
     """Compares each stored partition's provenance with the CURRENT orders and the settings in force."""
     changed = Changes(lake)
     rules = lake.settings.rules_sha256()
     stale, other_rules = set(), set()
-    for day, made_from in _provenance(lake):
+    for day, made_from in lake.provenances(KEPT_FOR_EVER):
         if changed.since(made_from.get("orders_version", ""), day):
             stale.add(day)
         if made_from.get("rules_sha256") != rules:
@@ -47,19 +44,6 @@ def freshness(lake: Lake) -> Freshness:
     return Freshness(sorted(stale), sorted(other_rules))
 
 
-def stored_from(lake: Lake, first: date) -> list[date]:
+def stored_from(lake: Warehouse, first: date) -> list[date]:
     """Stored dates on or after `first`, over the tables that are kept for ever."""
     return sorted({day for table in KEPT_FOR_EVER for day in lake.days(table) if day >= first})
-
-
-def _provenance(lake: Lake) -> list[tuple[date, dict[str, str]]]:
-    paths = {lake.path(table, day): day for table in KEPT_FOR_EVER for day in lake.days(table)}
-    if not paths:
-        return []
-    # DuckDB may write the folder before these three names in another way ('..' is resolved)
-    found: dict[tuple[str, ...], dict[str, str]] = {path.parts[-3:]: {} for path in paths}
-    with lake.connection() as connection:
-        metadata = connection.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata({file_list(*paths)})").fetchall()
-    for name, key, value in metadata:
-        found[Path(name).parts[-3:]][bytes(key).decode()] = bytes(value).decode()
-    return [(day, found[path.parts[-3:]]) for path, day in paths.items()]

@@ -9,61 +9,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from datetime import date, timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 
 from retention_ops.errors import QualityError
-from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
-from retention_ops.warehouse.connection import connect_in_memory
 from retention_ops.warehouse.dialect import file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
-from retention_ops.warehouse.versions import (
-    CustomersVersion,
-    OrdersVersion,
-    SuppressionsVersion,
-    current_customers,
-    current_orders,
-    current_suppressions,
-)
-
-Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+from retention_ops.warehouse.seam import Warehouse
 
 
-class Lake:
-    """Where tables live. `connect` supplies DuckDB connections (Dagster passes its DuckDBResource)."""
+class Lake(Warehouse):
+    """Tables as Parquet files under home/lake."""
 
-    def __init__(self, settings: Settings, connect: Connect | None = None):
-        self.settings = settings
-        self.root = (settings.home / "lake").absolute()
-        self._connect = connect or (lambda: connect_in_memory(settings))
-
-    @contextmanager
-    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory connection whose time stamps are UTC, whatever the machine says."""
-        with self._connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
+    engine = "lake"
 
     # -- where things are ------------------------------------------------------------------------------------------
 
     @property
     def views_path(self) -> Path:
         return self.settings.home / "warehouse.duckdb"
-
-    def orders(self) -> OrdersVersion | None:
-        return current_orders(self.settings)
-
-    def customers(self) -> CustomersVersion | None:
-        return current_customers(self.settings)
-
-    def suppressions(self) -> SuppressionsVersion | None:
-        return current_suppressions(self.settings)
 
     def path(self, table: str, part: date | str | None = None) -> Path:
         """The file of one partition (`part` a day), of one orders version (`part` its id) or of a whole table."""
@@ -94,6 +64,9 @@ class Lake:
     def exists(self, table: str, part: date | str | None = None) -> bool:
         return self.path(table, part).is_file()
 
+    def computed_at(self, table: str, day: date) -> datetime:
+        return datetime.fromtimestamp(self.path(table, day).stat().st_mtime, UTC)
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def write(
@@ -120,6 +93,9 @@ class Lake:
                 raise QualityError(f"{table} {part or ''}: {written} of {expected} rows reached the file; it was not replaced")
         return written
 
+    def remove(self, table: str) -> None:
+        self.path(table).unlink(missing_ok=True)
+
     def prune_snapshots(self, table: str, newest: date) -> list[date]:
         """Drops partitions of a snapshot table older than the newest snapshot_keep_days; returns their days."""
         oldest_kept = newest - timedelta(days=self.settings.snapshot_keep_days - 1)
@@ -138,12 +114,29 @@ class Lake:
         with self.connection() as connection:
             return read_provenance(connection, path)
 
-    def read(self, table: str, part: date | str | None = None) -> pd.DataFrame:
-        """The rows of one file, by its exact path (never through a view over all of them); empty where there is none."""
+    def provenances(self, tables: Sequence[str]) -> list[tuple[date, dict[str, str]]]:
+        """What each file of `tables` was made from, in one query over their metadata."""
+        paths = {self.path(table, day): day for table in tables for day in self.days(table)}
+        if not paths:
+            return []
+        # DuckDB may write the folder before these three names in another way ('..' is resolved)
+        found: dict[tuple[str, ...], dict[str, str]] = {path.parts[-3:]: {} for path in paths}
+        with self.connection() as connection:
+            metadata = connection.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata({file_list(*paths)})").fetchall()
+        for name, key, value in metadata:
+            found[Path(name).parts[-3:]][bytes(key).decode()] = bytes(value).decode()
+        return [(day, found[path.parts[-3:]]) for path, day in paths.items()]
+
+    def read(self, table: str, part: date | str | None = None, order_by: str | None = None) -> pd.DataFrame:
+        """The rows of one file, by its exact path (never through a view over all of them); empty where there is none.
+
+        Without `order_by` they come as they were written.
+        """
+        order = f" ORDER BY {order_by}" if order_by else ""
         with self.connection() as connection:
             if not self.exists(table, part):
                 return connection.sql(no_rows(TABLES[table])).df()
-            return connection.sql(f"SELECT * FROM {parquet_scan(self.path(table, part))}").df()
+            return connection.sql(f"SELECT * FROM {parquet_scan(self.path(table, part))}{order}").df()
 
     def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:
         """The rows of all stored partitions from `first` to `last`."""

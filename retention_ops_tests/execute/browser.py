@@ -37,8 +37,8 @@ class Page:
     def run(self, script: str) -> object:
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
-    def open(self, url: str, *wanted: str, seconds: float = 60, then: str = "") -> str:
-        """The page's text once all of `wanted` stand in it; `then` is a script to run before the text is read for the last time."""
+    def open(self, url: str, *wanted: str, seconds: float = 60) -> str:
+        """The page's text once all of `wanted` stand in it."""
         self.call("Page.navigate", url=url)
         deadline, text = time.monotonic() + seconds, ""
         while time.monotonic() < deadline:
@@ -46,12 +46,16 @@ class Page:
             missing = [word for word in wanted if word not in text]
             if not missing:
                 time.sleep(1.5)  # what is still being drawn
-                if then:
-                    self.run(then)
-                    time.sleep(1.5)
                 return str(self.run("document.body.innerText"))
             time.sleep(0.5)
         raise AssertionError(f"{url} never showed {missing}; it says:\n{text[:3000]}")
+
+    def drag(self, x: int, y: int, to_y: int) -> None:
+        """Moves what stands at (x, y), a divider for instance, up or down."""
+        steps = (("mouseMoved", y), ("mousePressed", y), ("mouseMoved", (y + to_y) // 2), ("mouseMoved", to_y), ("mouseReleased", to_y))
+        for kind, at in steps:
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=at, button="left", buttons=1, clickCount=1)
+        time.sleep(1)
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

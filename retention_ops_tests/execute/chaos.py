@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -149,34 +149,51 @@ def kill(process: int) -> bool:
 
 @dataclass
 class Killer:
-    """Kills `times` processes of an installation at random moments; run workers most often, as that is where sends happen."""
+    """Kills `times` processes of an installation at random moments.
+
+    Mostly run workers, as that is where sends happen; sometimes everything at once, as a power cut does, each process counted.
+    Every other time it waits for `progress` to grow first: a system that never gets anything done has nothing to do twice.
+    """
 
     installation: Installation
     times: int
     seed: int
+    progress: Callable[[], int]
     killed: Counter = field(default_factory=Counter)
-    done: int = 0
+    power_cuts: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.killed.total()
 
     def run(self, seconds: float) -> None:
-        """Until all are killed, or `seconds` are over."""
+        """Until so many are killed, or `seconds` are over."""
         dice, end = random.Random(self.seed), time.monotonic() + seconds
         while self.done < self.times and time.monotonic() < end:
-            kind = dice.choices(("run worker", "daemon", "code server"), (5, 2, 3))[0]
-            if not self._any("main", 30) or not self._any(kind, 40):
+            event = dice.choices(("run worker", "power cut", "daemon", "code server"), (60, 15, 10, 15))[0]
+            if dice.random() < 0.5:
+                before = self.progress()
+                self._until(40, lambda before=before: self.progress() > before)
+            if not self._until(60, lambda kind="run worker" if event == "power cut" else event: self.installation.processes(kind)):
                 continue
-            # a worker needs 2 s to import its code and a few more to answer
-            time.sleep(dice.uniform(0, 7) if kind == "run worker" else dice.uniform(1, 14))
-            victims = self.installation.processes(kind)
-            if victims and kill(dice.choice(victims)):
-                self.killed[kind] += 1
-                self.done += 1
+            # a worker needs 3 s to import its code and some ten to answer
+            time.sleep(dice.uniform(0, 12) if event in ("run worker", "power cut") else dice.uniform(1, 9))
+            if event == "power cut":
+                kinds = ("daemon", "code server", "run worker")
+                victims = [(kind, process) for kind in kinds for process in self.installation.processes(kind)]
+                self.power_cuts += 1
+            else:
+                found = self.installation.processes(event)
+                victims = [(event, dice.choice(found))] if found else []
+            for kind, process in victims[: self.times - self.done]:
+                self.killed[kind] += kill(process)
 
-    def _any(self, kind: str, seconds: float) -> bool:
+    def _until(self, seconds: float, condition: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.installation.processes(kind):
+            if condition():
                 return True
-            time.sleep(0.2)
+            time.sleep(0.3)
         return False
 
 

@@ -94,6 +94,10 @@ class Aim:
         self.seen += 1
         return self.faults.get(self.seen - 1, "")
 
+    def missed(self) -> list[str]:
+        """Faults whose request never came."""
+        return [f"{name} at request {number}" for number, name in self.faults.items() if number >= self.seen]
+
 
 @dataclass(kw_only=True)
 class Far:
@@ -131,7 +135,7 @@ class Far:
     def ids(self, row: Row) -> list[str]:
         raise NotImplementedError
 
-    def aim(self, faults: Mapping[int, str]) -> None:
+    def aim(self, faults: Mapping[int, str]) -> Aim:
         """The n-th request from now on meets its fault."""
         aim = Aim(faults)
         self.server.delay = SLOW
@@ -142,6 +146,7 @@ class Far:
             return Fault(name, line, 1, "1", None) if name else None
 
         self.server._next_fault = next_fault
+        return aim
 
     def journal(self) -> list[str]:
         """What was asked since the last reset or look: method and path, numbers and ids left out."""
@@ -151,7 +156,7 @@ class Far:
 
 
 def _pattern(path: str) -> str:
-    path = re.sub(r"(?<=/)(RET-\d+|\d{2,}|F\d{8}|\d+(?=$|/))", "{id}", path)
+    path = re.sub(r"(?<=/)(RET-\d+|\d{2,}|F\d{8})|(?<=/issue/)\d+", "{id}", path)
     return re.sub(r"external:\w+", "external:{key}", path).replace("/spreadsheets/book", "/spreadsheets/{id}")
 
 
@@ -359,8 +364,9 @@ class MailFar(Far):
     def payload(self, kind: str, case: str) -> dict[str, Any]:
         return {"subject": case, "text": "text", "html": "<p>text</p>"}
 
-    def aim(self, faults: Mapping[int, str]) -> None:
+    def aim(self, faults: Mapping[int, str]) -> Aim:
         self.server.aimed = Aim(faults)
+        return self.server.aimed
 
     def journal(self) -> list[str]:
         lines, self.server.said = self.server.said, []
@@ -385,8 +391,8 @@ class LocalFar(Far):
     def target(self, kind: str, settings: Settings) -> str:
         return f"{self.day}/{self.slots.get(kind, 'ticket')}_{kind}"
 
-    def aim(self, faults: Mapping[int, str]) -> None:
-        pass
+    def aim(self, faults: Mapping[int, str]) -> Aim:
+        return Aim({})
 
     def journal(self) -> list[str]:
         return ["write the file"]
@@ -425,6 +431,7 @@ class SmtpProxy:
             threading.Thread(target=self._converse, args=(client,), daemon=True).start()
 
     def _converse(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with client, socket.create_connection(("127.0.0.1", self.upstream)) as server, suppress(OSError):
             ask, answer = client.makefile("rb"), server.makefile("rb")
             name, text = "connect", b""

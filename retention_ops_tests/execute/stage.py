@@ -283,6 +283,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lake = lake_with(small_shop(), home, **LIVE)
     for day in (DAY, RISE):
         renew_pack(lake, day, {}, run_id="template")
+    with ops_database(lake.settings):
+        pass  # migrated once
     return home
 
 

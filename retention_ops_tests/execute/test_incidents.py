@@ -34,7 +34,7 @@ def utc(text: str) -> datetime:
     ("2024-02-23 17:00", 4, {"business_days": "mon-sat"}, "2024-02-24 12:00"),
     ("2024-02-24 17:00", 4, {"business_days": "mon-sun"}, "2024-02-25 12:00"),
     ("2024-02-20 01:00", 4, {"shop_timezone": "Pacific/Auckland"}, "2024-02-20 05:00"),  # 14:00 there
-    ("2024-02-20 05:00", 4, {"shop_timezone": "Pacific/Auckland"}, "2024-02-20 23:00"),  # closed there since 18:00
+    ("2024-02-20 05:00", 4, {"shop_timezone": "Pacific/Auckland"}, "2024-02-21 00:00"),  # closed there since 18:00
     # the night of 2024-03-31 has no 02:00 in Berlin: the shift of that night is seven hours long
     ("2024-03-30 21:00", 8, {"shop_timezone": "Europe/Berlin", "business_hours": "22:00-06:00", "business_days": "mon-sun"},
      "2024-03-31 21:00"),
@@ -58,10 +58,8 @@ def minute_by_minute(start: datetime, minutes: int, settings) -> datetime:
         local = moment.astimezone(zone)
         today, yesterday = local.weekday() < days, (local.date() - timedelta(1)).weekday() < days
         wall = local.time()
-        if opens < closes:
-            is_open = today and opens <= wall < closes
-        else:
-            is_open = (today and wall >= opens) or (yesterday and wall < closes)
+        begun, not_over = today and wall >= opens, wall < closes
+        is_open = begun and not_over if opens < closes else begun or (yesterday and not_over)
         minutes -= is_open
         moment += timedelta(minutes=1)
     return moment
@@ -209,6 +207,8 @@ def test_precision_counts_what_people_said_about_real_alarms(engine):
     (lambda engine, number: None, True),
     (lambda engine, number: incidents.acknowledge(engine, number, "Ada", NOW), False),
     (lambda engine, number: incidents.close(engine, number, "real", "Ada", "", NOW), False),
+    (lambda engine, number: incidents.snooze(engine, number, NOW + timedelta(hours=5), "Ada", "holiday", NOW), False),
+    (lambda engine, number: incidents.snooze(engine, number, NOW + timedelta(hours=3), "Ada", "lunch", NOW), True),
 ])
 def test_only_what_nobody_took_is_overdue(engine, change, overdue):
     number = opened(engine, "CRITICAL")

@@ -385,8 +385,7 @@ def test_replace_does_not_get_past_append_only(tmp_path, table):
         exposed(opened)
         with opened.begin() as connection:
             before = connection.execute(sa.text(f"SELECT * FROM {table}")).all()
-            columns = ", ".join("'1999-01-01'" if name == "at" else name for name in connection.execute(
-                sa.text(f"SELECT * FROM {table}")).keys())
+            columns = ", ".join("'1999-01-01'" if column.name == "at" else column.name for column in metadata.tables[table].columns)
             connection.execute(sa.text(f"INSERT OR REPLACE INTO {table} SELECT {columns} FROM {table}"))
             assert connection.execute(sa.text(f"SELECT * FROM {table}")).all() == before != []
 
@@ -461,3 +460,13 @@ def test_sixteen_racing_processes_get_one_claim(tmp_path, database_url, request)
                               cwd=str(request.config.rootpath), check=False)
         assert done.stdout.strip() == str([0] * 15 + [7]), done.stderr
         assert row(opened, key)["attempts"] == 1
+
+
+def test_what_builds_on_a_cancelled_action_is_cancelled_with_it(engine):
+    """A reply to a message that was never posted would stay planned for ever."""
+    post = planned(engine)
+    reply = planned(engine, kind="reply", parent_key=post)
+    other = planned(engine, part="other")
+    ledger.by_hand(engine, post, "cancel", "Ada", "told them by phone", NOW)
+    assert [row(engine, key)["state"] for key in (post, reply, other)] == ["cancelled", "cancelled", "planned"]
+    assert events(engine, reply)[-1] == ("cancelled", "Ada", f"what it builds on ({post[:12]}) was cancelled")

@@ -46,7 +46,6 @@ def test_a_text_is_not_made_unreadable_by_an_absurdly_short_secret():
     assert redact("a cat", ["a", ""]) == "a cat"
 
 
-@given(st.text(min_size=4).filter(lambda text: text not in HIDDEN), st.text(), st.text())
+@given(st.text("ABCDEF0123456789", min_size=6), st.text("abc =/&"), st.text("abc =/&"))
 def test_no_known_secret_survives(secret, before, after):
-    text = redact(f"{before}{secret}{after}", [secret])
-    assert secret not in text.replace(HIDDEN, "\0") or HIDDEN not in text
+    assert secret not in redact(f"{before}{secret}{after}", [secret])

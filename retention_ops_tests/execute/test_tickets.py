@@ -35,7 +35,8 @@ from retention_ops_tests.execute.servers.roundup import RoundupServer
 SYSTEMS = ("jira", "asana", "roundup")
 KINDS = ("create", "comment", "priority", "resolve")
 TITLE = "At-risk customers 18.4 %, 23 % above baseline"
-DESCRIPTION = "# Brief\n\n**412** customers\n\n| tier | customers |\n|---|---|\n| P1 | 40 |\n\n- call `P1`\n- [pack](https://pack.test/1)\n"
+DESCRIPTION = "# Brief\n\n**90412** customers\n\n| tier | customers |\n|---|---|\n| P1 | 40 |\n\n- call `P1`\n- [pack](https://pack.test/1)\n"
+"""its number is no port, so that an address in an error does not look like it"""
 FAULTS = {
     "lost_before": (Ambiguous, False), "lost_after": (Ambiguous, True), "429": (Throttled, False), "503": (Ambiguous, False),
     "500_before": (Ambiguous, False), "500_after": (Ambiguous, True), "slow_after": (Ambiguous, True),
@@ -470,7 +471,7 @@ def test_no_error_repeats_a_token_or_what_was_sent(rig: Any, kind: str) -> None:
             with pytest.raises(DestinationError) as caught:
                 perform(call, act)
             text = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-            for secret in (canary, TITLE, "412", *told.http.secrets):
+            for secret in (canary, TITLE, "90412", *told.http.secrets):
                 assert secret not in text
 
 

@@ -158,16 +158,6 @@ def test_the_log_is_exported_as_a_lake_table(tmp_path):
     assert exported["delta_relative_pct"].isna().all() and exported["current_value"].tolist() == [27.066666666666666] * 2
 
 
-def test_an_answer_is_found_by_its_result(settings):
-    with ops_database(settings) as engine:
-        runs.append(engine, row(1, status="failed"))
-        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64, "shadow") is None
-        runs.append(engine, row(2))
-        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64, "shadow") == "run-2"
-        assert runs.answered(engine, DAY, "retention_status_degradation", "f" * 64, "live") is None, "a rehearsal is no answer"
-        assert runs.answered(engine, DAY, "retention_status_degradation", "0" * 64, "shadow") is None
-
-
 def test_the_migrated_schema_is_the_declared_one(settings):
     with ops_database(settings) as engine:
         inspector = sa.inspect(engine)
@@ -191,3 +181,20 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(tmp_path):
     with pytest.raises(LogError) as caught, ops_database(settings) as engine:
         runs.rows(engine)
     assert "127.0.0.1:1" in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def test_an_export_never_removes_the_last_trace_of_a_deleted_row(tmp_path):
+    """Whoever drops the trigger and deletes the newest row leaves a whole chain; the exported table still knows."""
+    settings = settings_for(tmp_path)
+    lake = Lake(settings)
+    with ops_database(settings) as engine:
+        for number in range(2):
+            runs.append(engine, row(number))
+        runs.export(engine, lake)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER ops_runs_log_no_delete")
+            connection.exec_driver_sql("DELETE FROM ops_runs_log WHERE position = 2")
+        assert runs.first_broken_row(engine) is None
+        with pytest.raises(LogError, match="1 exported rows of ops_runs_log are missing"):
+            runs.export(engine, lake)
+    assert len(lake.read("ops_runs_log")) == 2

@@ -26,10 +26,10 @@ from retention_ops.execute.destinations.tickets import (
     COMMENT,
     REPEATABLE,
     Examination,
+    TicketSystem,
     address,
     given,
     holds_mark,
-    looking_up,
     marked,
     needed,
     oldest,
@@ -37,7 +37,6 @@ from retention_ops.execute.destinations.tickets import (
     parent,
     preparing,
     shortened,
-    unknown_kind,
 )
 from retention_ops.settings import Secrets, Settings
 
@@ -51,12 +50,11 @@ CLOCKS = timedelta(hours=1)
 """how far Asana's clock may be from ours"""
 
 
-class Asana:
+class Asana(TicketSystem):
     name = "asana"
 
     def __init__(self, http: Http, settings: Settings, project: str):
-        self.http = http
-        self.settings = settings
+        super().__init__(http, settings)
         self.project = project
         create = Lookup() if settings.ticket_external_ids else Lookup(wait_seconds=60, times=2)
         self.lookups: Mapping[str, Lookup] = {"create": create, "comment": COMMENT, "priority": REPEATABLE, "resolve": REPEATABLE}
@@ -71,29 +69,6 @@ class Asana:
             timeout=timeout, secrets=[token, *secrets.values()], name=cls.name,
         )
         return cls(http, settings, project)
-
-    def send(self, action: Outgoing) -> Receipt:
-        if action.kind == "create":
-            return self._create(action)
-        if action.kind == "comment":
-            return self._comment(action)
-        raise unknown_kind(self.name, action)
-
-    def update(self, action: Outgoing) -> Receipt:
-        if action.kind == "priority":
-            return self._put(parent(action), self._with_priority(parent(action), action.payload["priority"]))
-        if action.kind == "resolve":
-            return self._put(parent(action), {"completed": True})
-        raise unknown_kind(self.name, action)
-
-    def find_by_key(self, action: Outgoing) -> Receipt | None:
-        with looking_up():
-            if action.kind == "create":
-                # the mark is looked for too: were an external id ever dropped in silence, absence would be believed wrongly
-                return (self._by_external_id(action.key) if self.settings.ticket_external_ids else None) or self._by_mark(action)
-            if action.kind == "comment":
-                return self._story(action)
-        raise CannotTell(f"a {action.kind} leaves nothing to find; it can be repeated")
 
     def check(self) -> list[Finding]:
         look = Examination()
@@ -146,6 +121,16 @@ class Asana:
         answer = self.http.request("POST", f"{_path(parent(action))}/stories", json={"data": {"text": text}})
         return Receipt(str(given(answer, self.name, "data", "gid")), _page(parent(action)), {"task": parent(action)})
 
+    def _prioritise(self, action: Outgoing) -> Receipt:
+        return self._put(parent(action), self._with_priority(parent(action), action.payload["priority"]))
+
+    def _resolve(self, action: Outgoing) -> Receipt:
+        return self._put(parent(action), {"completed": True})
+
+    def _find_ticket(self, action: Outgoing) -> Receipt | None:
+        # the mark is looked for too: were an external id ever dropped in silence, absence would be believed wrongly
+        return (self._by_external_id(action.key) if self.settings.ticket_external_ids else None) or self._by_mark(action)
+
     def _put(self, task: str, values: dict[str, Any]) -> Receipt:
         answer = self.http.request("PUT", _path(task), json={"data": values}, params={"opt_fields": "permalink_url"})
         given(answer, self.name, "data", "gid")
@@ -186,7 +171,7 @@ class Asana:
         found = [task for task in self._pages("/tasks", params) if holds_mark(task.get("notes") or "", action.key)]
         return oldest([self._task(task) for task in sorted(found, key=lambda task: (task.get("created_at") or "", task["gid"]))])
 
-    def _story(self, action: Outgoing) -> Receipt | None:
+    def _find_comment(self, action: Outgoing) -> Receipt | None:
         task = parent(action)
         stories = self._pages(f"{_path(task)}/stories", {"opt_fields": "text,created_at"})
         found = [story["gid"] for story in stories if holds_mark(story.get("text") or "", action.key)]

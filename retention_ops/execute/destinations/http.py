@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import json as jsonlib
+import logging
 import ssl
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC
@@ -31,6 +32,9 @@ NEVER_SENT = (
     requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema,
     requests.exceptions.InvalidHeader, requests.exceptions.InvalidJSONError, urllib3_errors.LocationParseError, UnicodeError,
 )
+
+# at DEBUG urllib3 logs the path of every request, which for a webhook is the credential
+logging.getLogger("urllib3.connectionpool").addFilter(lambda record: record.levelno > logging.DEBUG)
 
 
 class Http:

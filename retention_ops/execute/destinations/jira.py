@@ -11,22 +11,21 @@ from urllib.parse import quote
 
 from retention_ops.execute.destinations import adf
 from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, Http, content
-from retention_ops.execute.destinations.seam import MARKER, CannotTell, Finding, Lookup, Outgoing, Receipt, Rejected, Throttled
+from retention_ops.execute.destinations.seam import MARKER, Finding, Lookup, Outgoing, Receipt, Rejected, Throttled
 from retention_ops.execute.destinations.tickets import (
     COMMENT,
     REPEATABLE,
     Examination,
+    TicketSystem,
     address,
     basic,
     given,
     holds_mark,
-    looking_up,
     mark,
     needed,
     oldest,
     one_line,
     parent,
-    unknown_kind,
 )
 from retention_ops.settings import Secrets, Settings
 
@@ -37,7 +36,7 @@ FILLED = ("project", "issuetype", "summary", "description", "labels", "priority"
 """fields an issue gets from us or from Jira itself"""
 
 
-class Jira:
+class Jira(TicketSystem):
     name = "jira"
     lookups: Mapping[str, Lookup] = {
         "create": Lookup(wait_seconds=300, times=2),
@@ -47,8 +46,7 @@ class Jira:
     }
 
     def __init__(self, http: Http, settings: Settings, project: str):
-        self.http = http
-        self.settings = settings
+        super().__init__(http, settings)
         self.project = project
 
     @classmethod
@@ -62,30 +60,6 @@ class Jira:
             secrets=[token, pair, *secrets.values()], name=cls.name,
         )
         return cls(http, settings, project)
-
-    def send(self, action: Outgoing) -> Receipt:
-        if action.kind == "create":
-            return self._create(action)
-        if action.kind == "comment":
-            return self._comment(action)
-        raise unknown_kind(self.name, action)
-
-    def update(self, action: Outgoing) -> Receipt:
-        if action.kind == "priority":
-            issue = parent(action)
-            self.http.request("PUT", _path(issue), json={"fields": {"priority": {"name": action.payload["priority"]}}})
-            return self._issue(issue)
-        if action.kind == "resolve":
-            return self._resolve(action)
-        raise unknown_kind(self.name, action)
-
-    def find_by_key(self, action: Outgoing) -> Receipt | None:
-        with looking_up():
-            if action.kind == "create":
-                return oldest(self._labelled(action))
-            if action.kind == "comment":
-                return oldest(self._comments_marked(action))
-        raise CannotTell(f"a {action.kind} leaves nothing to find; it can be repeated")
 
     def check(self) -> list[Finding]:
         look = Examination()
@@ -128,6 +102,11 @@ class Jira:
         answer = self.http.request("POST", f"{_path(issue)}/comment", json={"body": body})
         return self._comment_of(issue, given(answer, self.name, "id"))
 
+    def _prioritise(self, action: Outgoing) -> Receipt:
+        issue = parent(action)
+        self.http.request("PUT", _path(issue), json={"fields": {"priority": {"name": action.payload["priority"]}}})
+        return self._issue(issue)
+
     def _resolve(self, action: Outgoing) -> Receipt:
         issue = parent(action)
         wanted = action.payload.get("status") or self.settings.ticket_resolved_status
@@ -144,15 +123,15 @@ class Jira:
             raise Throttled("jira: the issue is being changed by someone else (409)", NOT_REACHED_SECONDS)
         return self._issue(issue, status=wanted)
 
-    def _labelled(self, action: Outgoing) -> list[Receipt]:
+    def _find_ticket(self, action: Outgoing) -> Receipt | None:
         project = (action.target or self.project).replace("\\", "\\\\").replace('"', '\\"')
         answer = self.http.request("POST", "/rest/api/3/search/jql", json={
             "jql": f'project = "{project}" AND labels = "{mark(action.key)}" ORDER BY created ASC, key ASC',
             "fields": ["created"], "maxResults": PAGE,
         })
-        return [self._issue(issue["key"]) for issue in given(answer, self.name, "issues")]
+        return oldest([self._issue(issue["key"]) for issue in given(answer, self.name, "issues")])
 
-    def _comments_marked(self, action: Outgoing) -> list[Receipt]:
+    def _find_comment(self, action: Outgoing) -> Receipt | None:
         issue, found, start = parent(action), [], 0
         while True:
             answer = self.http.request(
@@ -162,7 +141,7 @@ class Jira:
             found += [self._comment_of(issue, one["id"]) for one in comments if holds_mark(adf.plain(one["body"]), action.key)]
             start += len(comments)
             if not comments or start >= total:
-                return found
+                return oldest(found)
 
     def _issue(self, key: str, **detail: Any) -> Receipt:
         return Receipt(key, f"{self.http.base_url}/browse/{key}", detail)

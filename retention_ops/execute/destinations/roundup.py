@@ -13,15 +13,15 @@ from urllib.parse import quote
 
 from retention_ops import clock
 from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, Http, content
-from retention_ops.execute.destinations.seam import CannotTell, Conflict, Finding, Lookup, Outgoing, Receipt, Rejected, Throttled
+from retention_ops.execute.destinations.seam import Conflict, Finding, Lookup, Outgoing, Receipt, Rejected, Throttled
 from retention_ops.execute.destinations.tickets import (
     COMMENT,
     REPEATABLE,
     Examination,
+    TicketSystem,
     address,
     basic,
     given,
-    looking_up,
     marked,
     needed,
     oldest,
@@ -29,7 +29,6 @@ from retention_ops.execute.destinations.tickets import (
     parent,
     preparing,
     shortened,
-    unknown_kind,
 )
 from retention_ops.settings import Secrets, Settings
 
@@ -37,13 +36,12 @@ TITLE = 255
 TEXT = 100_000
 
 
-class Roundup:
+class Roundup(TicketSystem):
     name = "roundup"
     lookups: Mapping[str, Lookup] = {"create": Lookup(), "comment": COMMENT, "priority": REPEATABLE, "resolve": REPEATABLE}
 
     def __init__(self, http: Http, settings: Settings, user: str, now: clock.Clock = clock.system_clock):
-        self.http = http
-        self.settings = settings
+        super().__init__(http, settings)
         self.user = user
         self.now = now
 
@@ -59,28 +57,6 @@ class Roundup:
         )
         return cls(http, settings, user)
 
-    def send(self, action: Outgoing) -> Receipt:
-        if action.kind == "create":
-            return self._create(action)
-        if action.kind == "comment":
-            return self._comment(action)
-        raise unknown_kind(self.name, action)
-
-    def update(self, action: Outgoing) -> Receipt:
-        if action.kind == "priority":
-            return self._change(action, {"priority": action.payload["priority"]})
-        if action.kind == "resolve":
-            return self._change(action, {"status": action.payload.get("status") or self._resolved})
-        raise unknown_kind(self.name, action)
-
-    def find_by_key(self, action: Outgoing) -> Receipt | None:
-        with looking_up():
-            if action.kind == "create":
-                return self._issue_of(action.key)
-            if action.kind == "comment":
-                return self._message_of(action)
-        raise CannotTell(f"a {action.kind} leaves nothing to find; it can be repeated")
-
     def check(self) -> list[Finding]:
         look = Examination()
         look.address("Roundup address", self.http.base_url)
@@ -93,13 +69,13 @@ class Roundup:
             name: getattr(self.settings, name) for name in ("ticket_priority_warning", "ticket_priority_critical")
         }))
         look.step("Roundup status", "ask the tracker's administrator", lambda: self._check_names(look, "status", {
-            "ticket_resolved_status": self._resolved,
+            "ticket_resolved_status": self._resolved_status,
         }))
         look.note("Roundup permissions", None, "whether the user may create and edit issues shows only when it does")
         return look.findings
 
     @property
-    def _resolved(self) -> str:
+    def _resolved_status(self) -> str:
         """Roundup's own last status is called resolved; the setting's default is Jira's."""
         given_by_user = "ticket_resolved_status" in self.settings.model_fields_set
         return self.settings.ticket_resolved_status if given_by_user else "resolved"
@@ -129,6 +105,15 @@ class Roundup:
         self._patch(parent(action), {"@op": "add", "messages": [message]})
         return self._message(message, parent(action))
 
+    def _prioritise(self, action: Outgoing) -> Receipt:
+        return self._change(action, {"priority": action.payload["priority"]})
+
+    def _resolve(self, action: Outgoing) -> Receipt:
+        return self._change(action, {"status": action.payload.get("status") or self._resolved_status})
+
+    def _find_ticket(self, action: Outgoing) -> Receipt | None:
+        return self._issue_of(action.key)
+
     def _write(self, text: str, key: str) -> str:
         """A message that nobody sees until an issue names it."""
         with preparing():
@@ -155,7 +140,7 @@ class Roundup:
         found = self._list("issue", extkey=key)
         return oldest([self._issue(one["id"]) for one in found])
 
-    def _message_of(self, action: Outgoing) -> Receipt | None:
+    def _find_comment(self, action: Outgoing) -> Receipt | None:
         """Only a message that the issue names counts: one that was written but never joined is as good as absent."""
         issue = parent(action)
         answer = self.http.request("GET", f"/rest/data/issue/{quote(issue, safe='')}", params={"@fields": "messages", "@verbose": 0})

@@ -40,7 +40,7 @@ from retention_ops.settings import Secrets, Settings
 EVENT_TYPE = "retention_ops_delivery"
 MENTION = "<!channel>"
 MOST_BLOCKS = 50
-CLOCK_SLACK_SECONDS = 300
+CLOCK_SLACK_SECONDS = 86_400
 """how far our clock may be ahead of Slack's before a search starts too late"""
 PAGE_SIZE, MOST_PAGES = 200, 20
 NOT_REACHED_SECONDS = 30.0

@@ -1,10 +1,11 @@
-"""What Jira, Asana and Roundup share: the mark that finds a ticket again, text cut to a limit, settings that must be there."""
+"""What Jira, Asana and Roundup share: the shape of a ticket system, the mark that finds a ticket again, text cut to a limit, settings."""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 import requests
 
 from retention_ops.errors import SettingsError
-from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, content
+from retention_ops.execute.destinations.http import NOT_REACHED_SECONDS, Http, content
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
     CannotTell,
@@ -132,8 +133,56 @@ def parent(action: Outgoing) -> str:
     return action.parent
 
 
-def unknown_kind(name: str, action: Outgoing) -> Rejected:
-    return Rejected(f"{name} does not know how to do {action.kind!r}")
+class TicketSystem(ABC):
+    """A ticket system: which of its methods does what. One ticket per incident, created once, then commented and changed."""
+
+    name: str
+
+    def __init__(self, http: Http, settings: Settings):
+        self.http = http
+        self.settings = settings
+
+    def send(self, action: Outgoing) -> Receipt:
+        return self._doing(action, {"create": self._create, "comment": self._comment})(action)
+
+    def update(self, action: Outgoing) -> Receipt:
+        return self._doing(action, {"priority": self._prioritise, "resolve": self._resolve})(action)
+
+    def find_by_key(self, action: Outgoing) -> Receipt | None:
+        ways = {"create": self._find_ticket, "comment": self._find_comment}
+        if action.kind not in ways:
+            raise CannotTell(f"a {action.kind} leaves nothing to find; it can be repeated")
+        with looking_up():
+            return ways[action.kind](action)
+
+    def _doing(self, action: Outgoing, ways: Mapping[str, Callable[[Outgoing], Receipt]]) -> Callable[[Outgoing], Receipt]:
+        if action.kind not in ways:
+            raise Rejected(f"{self.name} does not know how to do {action.kind!r}")
+        return ways[action.kind]
+
+    @abstractmethod
+    def _create(self, action: Outgoing) -> Receipt:
+        """Makes the ticket, with the mark or key that finds it again."""
+
+    @abstractmethod
+    def _comment(self, action: Outgoing) -> Receipt:
+        """Adds text to the ticket that is the action's parent."""
+
+    @abstractmethod
+    def _prioritise(self, action: Outgoing) -> Receipt:
+        """Sets that ticket's priority."""
+
+    @abstractmethod
+    def _resolve(self, action: Outgoing) -> Receipt:
+        """Moves that ticket to its last status."""
+
+    @abstractmethod
+    def _find_ticket(self, action: Outgoing) -> Receipt | None:
+        """The ticket an earlier attempt made."""
+
+    @abstractmethod
+    def _find_comment(self, action: Outgoing) -> Receipt | None:
+        """The comment an earlier attempt made."""
 
 
 class Examination:

@@ -65,6 +65,7 @@ class LoopbackServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # headers and body are two writes: 40 ms each way otherwise
 
             def _serve(self) -> None:
                 server._serve(self)
@@ -98,6 +99,14 @@ class LoopbackServer:
     def handle(self, request: Request) -> Reply:
         raise NotImplementedError
 
+    def may_fail(self, request: Request) -> bool:
+        """Whether ordered faults may hit this request."""
+        return True
+
+    def fault_body(self, status: int) -> Any:
+        """What an answer with a fault's status says."""
+        return {429: {"ok": False, "error": "ratelimited"}, 500: {"error": "internal"}, 503: {"error": "unavailable"}}[status]
+
     def _next_fault(self, line: str) -> Fault | None:
         for fault in self.faults:
             if fault.times > 0 and re.search(fault.match, line):
@@ -116,7 +125,7 @@ class LoopbackServer:
         )
         with self.lock:
             self.requests.append(request)
-            fault = self._next_fault(f"{request.method} {request.path}")
+            fault = self._next_fault(f"{request.method} {request.path}") if self.may_fail(request) else None
             name = fault.name if fault else ""
             acts = not fault or name.endswith("_after")
             try:
@@ -131,11 +140,11 @@ class LoopbackServer:
         if name.startswith("slow"):
             time.sleep(self.delay)
         if name == "429":
-            reply = Reply(429, {"ok": False, "error": "ratelimited"}, {"Retry-After": fault.retry_after})
+            reply = Reply(429, self.fault_body(429), {"Retry-After": fault.retry_after})
         elif name.startswith("500"):
-            reply = Reply(500, {"error": "internal"})
+            reply = Reply(500, self.fault_body(500))
         elif name == "503":
-            reply = Reply(503, {"error": "unavailable"})
+            reply = Reply(503, self.fault_body(503))
         data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         try:
             http.send_response(reply.status)

@@ -89,6 +89,11 @@ def upgrade() -> None:
     )
     op.create_index("exposures_by_date", "exposures", ["arm", "alert_date"])
     op.create_table(
+        "pending_handovers",
+        sa.Column("action_key", sa.Text, sa.ForeignKey("actions.key"), primary_key=True),
+        sa.Column("arms", sa.JSON, nullable=False),
+    )
+    op.create_table(
         "ops_events",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
         _time("at", False),

@@ -1,0 +1,71 @@
+"""`retention-ops alerts` and `explain`: what was measured, and why it was judged so."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from retention_ops.commands import shared
+from retention_ops.commands.shared import Json, count, say, say_next
+from retention_ops.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command(epilog="Examples:\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30\n\n"
+                    "  retention-ops alerts --from 2026-06-01 --to 2026-06-30 --json")
+def alerts(
+    first: Annotated[date, shared.date_option("--from", "First date.")],
+    last: Annotated[date, shared.date_option("--to", "Last date.")],
+    as_json: Json = False,
+) -> None:
+    """The stored alert_logic rows of a range."""
+    from retention_ops.package.pack import records
+
+    settings = shared.settings()
+    if first > last:
+        raise UsageError(f"--from {first} is after --to {last}")
+    rows = records(shared.lake(settings).read_range("alert_logic", first, last))
+    if as_json:
+        shared.print_json(rows)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    numbers = ("AT_RISK %", "baseline", "change %", "customers")
+    for name in ("date", "severity", *numbers, "held back by"):
+        table.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
+    for row in rows:
+        number = [f"{row[name]:.2f}" if row[name] is not None else "" for name in ("current_value", "baseline_value", "delta_relative_pct")]
+        table.add_row(row["alert_date"], shared.severity(row["severity"]), *number, f"{row['sample_size']:,}", row["gate"] or "")
+    shared.out.print(table)
+    missing = (last - first).days + 1 - len(rows)
+    if missing:
+        say(f"{missing} of {count((last - first).days + 1, 'date')} not built.")
+        orders = shared.lake(settings).orders()
+        start = max(first, settings.start_date or orders.first_date) if orders else first
+        if start <= last:
+            say_next(shared.command(settings, f"backfill --from {start} --to {last}"))
+
+
+@app.command(epilog="Examples:\n\n  retention-ops explain --date 2011-01-20\n\n  retention-ops explain --customer 17381 --date 2011-09-30")
+def explain(
+    day: Annotated[date, shared.date_option("--date", "Reference date.")],
+    customer: Annotated[
+        str | None, typer.Option("--customer", parser=shared.clean, metavar="ID", help="Explain this customer instead of the alert.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The rule, the numbers and the verdict of a date, or of one customer on a date, in sentences."""
+    from retention_ops.detect.explain import explain_customer, explain_date
+
+    lake = shared.lake(shared.settings())
+    facts, sentences = explain_customer(lake, customer, day) if customer else explain_date(lake, day)
+    if as_json:
+        shared.print_json({"facts": facts, "sentences": sentences})
+        return
+    for sentence in sentences:
+        say(f"- {escape(sentence)}")
