@@ -18,9 +18,10 @@ def execute_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
     def incident_response(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
         days = days_of(context)
         with open_responder(loop, context.run.run_id) as responder:
+            alerts = responder.gatekeeper.alerts(days[0], days[-1])
             # the newest first: what it stands for is logged with it
             for done, day in enumerate(reversed(days), start=1):
-                alert = responder.gatekeeper.alert(day)
+                alert = alerts.get(day) or responder.gatekeeper.alert(day)
                 if responder.gatekeeper.concerns(day, alert) or day == days[-1]:
                     metadata = metadata_of(responder.answer(day), responder.actions(day))
                 else:

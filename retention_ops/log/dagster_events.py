@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,23 @@ class BatchedSqliteEventLogStorage(SqliteEventLogStorage):
         return cls(base_dir=base_dir, inst_data=inst_data)
 
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
-        """Stores the events of one run in their order. Should it fail, Dagster stores them one by one."""
-        first = events[0]
-        if {event.get_dagster_event().event_type for event in events} - TOGETHER or any(event.run_id != first.run_id for event in events):
-            super().store_event_batch(events)
-            return
+        """Stores the events in their order. Should it fail, Dagster stores them one by one."""
+        for (run_id, kind), several in groupby(events, lambda event: (event.run_id, event.get_dagster_event().event_type)):
+            if kind in TOGETHER:
+                self._store_together(run_id, list(several))
+            else:
+                super().store_event_batch(list(several))
+
+    def _store_together(self, run_id: str, events: Sequence[dg.EventLogEntry]) -> None:
+        """Stores events of one run and kind."""
         insert = self.prepare_insert_event_batch(events)
-        with self.run_connection(first.run_id) as connection:
+        with self.run_connection(run_id) as connection:
             connection.execute(insert)
         with self.index_transaction() as connection:
             # rows of one statement get ascending ids in their order, but RETURNING promises none
             ids = sorted(row[0] for row in connection.execute(insert.returning(SqlEventLogStorageTable.c.id)))
             self._store_asset_event_tags(connection, events, ids)
-            # an asset shows its latest event of each kind only
-            latest = {(event.get_dagster_event().asset_key, event.get_dagster_event().event_type): (event, id_)
-                      for event, id_ in zip(events, ids, strict=True)}
+            # an asset shows its latest event only
+            latest = {event.get_dagster_event().asset_key: (event, id_) for event, id_ in zip(events, ids, strict=True)}
             for event, id_ in latest.values():
                 self._store_asset_event(connection, event, id_)
