@@ -92,8 +92,8 @@ DAILY = ("base_customers", "retention_snapshot", "churn_detection", "retention_d
 def estimates(lake: BigQuery, day: date) -> dict[str, int]:
     """table -> bytes its rule would scan as of `day`, by dry runs: nothing is computed, stored or billed.
 
-    An input of D that is stored as of now counts as it is, any other as computed again from customer_days. Checking and
-    replacing a partition reads D's own new rows on top. Raises UsageError where the orders are not in BigQuery yet.
+    Every rule counts as computed from customer_days; a run reads the inputs that it has just stored instead, and D's own new
+    rows to check and replace a partition. Raises UsageError where the orders are not in BigQuery yet.
     """
     orders = lake.orders()
     if orders is None:
@@ -101,12 +101,19 @@ def estimates(lake: BigQuery, day: date) -> dict[str, int]:
     if not lake.exists("customer_days", orders.version):
         raise UsageError(f"orders version {orders.version} is not in {lake.path('customer_days')} yet, so there is nothing to measure; "
                          "`retention-ops ingest` or the first run loads it (loading is free of charge)")
-    space = BigQueryWorkspace(lake, _Inline(lake), orders)
+    space = _Unstored(lake, _Inline(lake), orders)
     space.attach()
     for table in DAILY:
         space.build(table, day)
     space.build_cohorts()
     return space.connection.scanned
+
+
+class _Unstored(BigQueryWorkspace):
+    """Takes nothing for stored: to look it up would be billed."""
+
+    def _is_stored(self, table: str, day: date) -> bool:
+        return False
 
 
 class _Inline(Session):

@@ -76,7 +76,7 @@ def _one_sided(space: Workspace, one: str, other: str) -> int:
 
 # ------------------------------------------------------------------------------------------------------- every date
 
-@pytest.mark.parametrize("rules", [{}, NO_MEDIAN[0], NO_MEDIAN[4]], ids=str)
+@pytest.mark.parametrize("rules", [{}, NO_MEDIAN[0], pytest.param(NO_MEDIAN[4], marks=pytest.mark.slow)], ids=str)
 def test_every_date_of_a_small_shop(tmp_path: Path, rules: dict):
     orders = small_shop()
     with workspace(lake_with(orders, tmp_path, min_sample=40, **rules)) as space:
@@ -85,11 +85,15 @@ def test_every_date_of_a_small_shop(tmp_path: Path, rules: dict):
         assert {"WARNING", "CRITICAL"} <= set(alerts["severity"]) or rules
 
 
-@settings(max_examples=12, **PATIENT)
-@given(people=st.lists(CUSTOMER, min_size=20, max_size=30), d=AS_OF, seed=st.integers(0, 10_000), turn=st.integers(0, 8),
-       behind=st.integers(0, 30), length=st.integers(1, 12))
-def test_ranges_around_customers_on_every_line(tmp_path_factory: pytest.TempPathFactory, people: list[Visits], d: date, seed: int,
-                                               turn: int, behind: int, length: int):
+@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
+def test_ranges_around_customers_on_every_line(tmp_path_factory: pytest.TempPathFactory, examples: int):
+    arbitrary = given(people=st.lists(CUSTOMER, min_size=20, max_size=30), d=AS_OF, seed=st.integers(0, 10_000), turn=st.integers(0, 8),
+                      behind=st.integers(0, 30), length=st.integers(1, 12))
+    settings(max_examples=examples, **PATIENT)(arbitrary(_ranges_around_lines))(tmp_path_factory=tmp_path_factory)
+
+
+def _ranges_around_lines(tmp_path_factory: pytest.TempPathFactory, people: list[Visits], d: date, seed: int, turn: int, behind: int,
+                         length: int):
     orders = shop_of(people, d, seed)
     home = lake_with(orders, tmp_path_factory.mktemp("lines")).settings.home
     start = d - timedelta(behind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from retention_ops_tests.warehouse import edges, mutations
@@ -33,6 +35,15 @@ SEVEN = {
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     return list(edges.cases(tmp_path_factory.mktemp("edges")))
+
+
+def test_the_report_is_about_the_rules_as_they_are():
+    root = Path(__file__).resolve().parents[2]
+    reported = [line.split(" | ")[:4] for line in (root / "docs" / "sql_mutations.md").read_text(encoding="utf-8").splitlines()
+                if line.startswith("| ") and ".sql" in line]
+    mutants = list(mutations.mutants())
+    assert reported == [[f"| {mutant.file}", str(mutant.line), f"`{mutant.before}`", f"`{mutant.after}`"] for mutant in mutants]
+    assert f"Each of the {len(mutants)} comparisons" in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_seven_turned_comparisons_are_noticed(cases):
