@@ -165,11 +165,11 @@ def run_pipeline(folder: Path, size: str, rounds: int) -> tuple[dict[str, list[d
 
 def step_seconds(home: Path, wall: float) -> dict[str, float]:
     """Where a backfill's time went: each asset's step by Dagster's own record, and what lies outside all steps."""
-    import dagster as dg
+    from retention_ops.launch import instance
 
-    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
-        run = max(instance.get_run_records(), key=lambda record: record.create_timestamp)
-        stats = instance.get_run_step_stats(run.dagster_run.run_id)
+    with instance(Settings(_env_file=None, home=home)) as stored:
+        run = max(stored.get_run_records(), key=lambda record: record.create_timestamp)
+        stats = stored.get_run_step_stats(run.dagster_run.run_id)
         planning = (run.start_time or 0) - run.create_timestamp.timestamp()
     steps = {step.step_key: step.end_time - step.start_time for step in stats if step.end_time and step.start_time}
     return {"starting, planning and reporting": wall - sum(steps.values()), "of which planned events": planning, **steps}
