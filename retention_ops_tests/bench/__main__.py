@@ -32,8 +32,10 @@ HERE = Path(__file__).resolve().parent
 CUSTOMERS = {"100k": 4_900, "1M": 49_000, "10M": 490_000, "100M": 4_900_000}
 """size -> customers of the shop with about that many orders"""
 RIVALS = ("pandas_one_day", "polars_one_day", "lifetimes_summary")
-IN_2_GB = ("floor", "one_day", "alerts_365", "intervals_365")
-"""what runs at 100M orders, with DuckDB's memory_limit at 2 GB; pandas and lifetimes would need more memory than that"""
+LIMITS = {"100M": "2GB"}
+"""DuckDB's memory_limit, also while loading"""
+IN_2_GB = ("floor", "floor_by_customer", "derive", "one_day", "alerts_365", "intervals_365")
+"""what runs at 100M orders; pandas, polars and lifetimes need some 2 GB at 10M already"""
 FLOOR_TASK = "floor"
 
 
@@ -56,19 +58,20 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def measured(command: Sequence[str | Path], **environment: str) -> dict[str, Any]:
+def measured(command: Sequence[str | Path]) -> dict[str, Any]:
     """Runs a task's process and reads its JSON; raises with its last words where it fails."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def timed(command: Sequence[str | Path]) -> dict[str, Any]:
-    """A command as a user runs it, measured from outside: interpreter, imports and all."""
+def timed(command: Sequence[str | Path], limit: str = "") -> dict[str, Any]:
+    """A command as a user runs it, measured from outside: interpreter, imports and all. `limit` is DuckDB's memory_limit."""
+    environment = {**os.environ, "RETENTION_OPS_DUCKDB_MEMORY_LIMIT": limit}
     with tempfile.TemporaryFile() as words:
         wall = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), stdout=words, stderr=words)
+        process = subprocess.Popen(list(map(str, command)), stdout=words, stderr=words, env=environment)
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - wall
         if status:
@@ -83,7 +86,7 @@ def command(home: Path, *words: str) -> list[str | Path]:
 
 def make_shop(folder: Path, size: str) -> dict[str, list[dict]]:
     """A shop of that size in folder/home, unless it stands; its last day comes in as a file of its own. Returns what loading cost."""
-    costs = folder / "loading.json"
+    costs, limit = folder / "loading.json", LIMITS.get(size, "")
     if costs.exists():
         return json.loads(costs.read_text())
     say(f"{size}: making the shop")
@@ -98,10 +101,11 @@ def make_shop(folder: Path, size: str) -> dict[str, list[dict]]:
     say(f"{size}: loading it")
     home = folder / "home"
     loaded = {
-        "ingest_all": [timed(command(home, "ingest", str(before), "--preset", "orders"))],
-        "ingest_one_more_day": [timed(command(home, "ingest", str(last), "--preset", "orders", "--complete-through", str(LAST)))],
+        "ingest_all": [timed(command(home, "ingest", str(before), "--preset", "orders"), limit)],
+        "ingest_one_more_day": [
+            timed(command(home, "ingest", str(last), "--preset", "orders", "--complete-through", str(LAST)), limit)],
     }
-    lake = Lake(Settings(_env_file=None, home=home))
+    lake = Lake(Settings(_env_file=None, home=home, duckdb_memory_limit=limit))
     with workspace(lake) as space:  # which makes customer_days on first sight
         space.connection.execute(f"""
             COPY (SELECT order_id, customer_id, order_date, order_cents FROM orders ORDER BY order_date, order_id)
@@ -126,14 +130,13 @@ def rivals_python(work: Path) -> Path:
 
 def run_tasks(folder: Path, size: str, rounds: int, rivals: Path | None) -> dict[str, list[dict]]:
     """Every task once per round: {task: [measurement]}. The rivals must find what the rules find."""
-    home, large = folder / "home", size == "100M"
+    home, large = folder / "home", size in LIMITS
     taken: dict[str, list[dict]] = {}
     for turn in range(1 if large else rounds):
         for task in IN_2_GB if large else TASKS:
             say(f"{size}: round {turn + 1}: {task}")
-            limit = ["2GB"] if large else []
-            taken.setdefault(task, []).append(
-                measured([sys.executable, "-m", "retention_ops_tests.bench.tasks", task, home, *limit]))
+            words = [sys.executable, "-m", "retention_ops_tests.bench.tasks", task, home, LIMITS.get(size, "")]
+            taken.setdefault(task, []).append(measured(words))
         for rival in RIVALS if rivals else ():
             say(f"{size}: round {turn + 1}: {rival}")
             words = [rivals, HERE / "rivals.py", rival, folder / EXPORT, str(LAST), folder / "rival.parquet"]
@@ -191,7 +194,7 @@ RATIO_TO = {
     "pandas_one_day": "one_day", "polars_one_day": "one_day", "lifetimes_summary": "one_day", "one_day_in_four": "one_day",
     "alerts_365_per_date": "alerts_365", "intervals_30": "one_day", "intervals_365": "one_day", "intervals_1000": "one_day",
     "scores_365": "one_day", "scores_365_per_date": "scores_365", "queue_365": "one_day", "queue_365_per_date": "queue_365",
-    "ingest_one_more_day": "ingest_all", "backfill_365_dates": "run_1_date", "empty_graph": "backfill_365_dates",
+    "ingest_one_more_day": "ingest_all", "backfill_365_dates": "run_1_date", "empty_graph_in_batches": "empty_graph",
 }
 """task -> what it is compared with; everything else with the floor"""
 
@@ -207,11 +210,21 @@ def machine() -> dict[str, str]:
     }
 
 
+def earlier_report(out: Path, now: set[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Rows and steps of an earlier run, without the sizes that are measured now."""
+    if not (out / "benchmarks.json").exists():
+        return [], {}
+    report = json.loads((out / "benchmarks.json").read_text())
+    steps = {size: taken for size, taken in report["backfill_steps_s"].items() if size not in now}
+    return [row for row in report["rows"] if row["size"] not in now], steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--sizes", default="1M,10M", help="of 100k, 1M, 10M, 100M")
     parser.add_argument("--pipeline", default="100k,1M,10M", help="sizes at which `run` and `backfill` are timed as a user has them")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="keep what docs/benchmarks.json says of sizes this run does not measure")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="shops and environments; may be deleted at any time")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     chosen = parser.parse_args()
@@ -219,24 +232,25 @@ def main() -> None:
     if unknown := {*sizes, *pipelines} - set(CUSTOMERS):
         parser.error(f"unknown size {', '.join(sorted(unknown))}; allowed: {', '.join(CUSTOMERS)}")
     about, work = machine(), chosen.work.resolve()
-    rivals = rivals_python(work) if set(sizes) - {"100M"} else None
+    rivals = rivals_python(work) if set(sizes) - set(LIMITS) else None
+    earlier, steps = earlier_report(chosen.out, {*sizes, *pipelines}) if chosen.add else ([], {})
     rows: list[Row] = []
-    steps: dict[str, dict[str, float]] = {}
     for size in CUSTOMERS:
         if size not in {*sizes, *pipelines}:
             continue
         folder = work / size
         taken = dict(make_shop(folder, size))
         if size in sizes:
-            taken |= run_tasks(folder, size, chosen.rounds, rivals if size != "100M" else None)
+            taken |= run_tasks(folder, size, chosen.rounds, rivals if size not in LIMITS else None)
         if size in pipelines:
             more, steps[size] = run_pipeline(folder, size, chosen.rounds if size == "100k" else 1)
             taken |= more
             if size == pipelines[-1]:
-                say("Dagster with nothing to do")
-                taken["empty_graph"] = [measured([sys.executable, "-m", "retention_ops_tests.bench.empty", str(8), str(365)])]
+                for task in ("empty_graph", "empty_graph_in_batches"):
+                    say(f"Dagster with nothing to do: {task}")
+                    taken[task] = [measured([sys.executable, "-m", "retention_ops_tests.bench.empty", "8", "365", task])]
         rows += rows_of(taken, size)
-        write_report(chosen.out, [asdict(row) for row in rows], steps, about, GOALS)
+        write_report(chosen.out, earlier + [asdict(row) for row in rows], steps, about, GOALS)
     say(f"written: {chosen.out}/benchmarks.md, .json, .png")
 
 

@@ -1,6 +1,7 @@
-"""Dagster with nothing to do: as many assets and days as a backfill has, on the same kind of instance. Prints JSON like tasks.py.
+"""Dagster with nothing to do: as many assets and days as a backfill has, on SQLite as it comes, or with events stored in batches.
 
 Its time is what the audit trail costs: a planned event and a materialization with metadata for every asset and day.
+Prints JSON like tasks.py.
 """
 
 import json
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import dagster as dg
 
+from retention_ops import launch
 from retention_ops.orchestration import RANGE_END, RANGE_START
+from retention_ops.settings import Settings
 from retention_ops_tests.bench.tasks import peak_mb
 
 
@@ -29,15 +32,18 @@ def empty_asset(name: str, after: list[str], days: dg.DailyPartitionsDefinition)
 
 
 def main() -> None:
-    assets, days = int(sys.argv[1]), int(sys.argv[2])
+    assets, days, batches = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].endswith("in_batches")
     last = date(2025, 12, 31)
     first = last - timedelta(days - 1)
     partitions = dg.DailyPartitionsDefinition(first.isoformat())
     graph = [empty_asset(f"a{n}", [f"a{n - 1}"] if n else [], partitions) for n in range(assets)]
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as home:
-        (Path(home) / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        with dg.DagsterInstance.from_config(home) as instance:
+        settings = Settings(_env_file=None, home=Path(home))
+        if not batches:
+            (Path(home) / "dagster").mkdir()
+            (Path(home) / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        with launch.instance(settings) as instance:
             wall, cpu = time.perf_counter(), time.process_time()
             result = dg.materialize(graph, instance=instance, tags={RANGE_START: first.isoformat(), RANGE_END: last.isoformat()})
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -1,4 +1,4 @@
-"""One measured task on a shop that stands ready: `python -m retention_ops_tests.bench.tasks TASK HOME`.
+"""One measured task on a shop that stands ready: `python -m retention_ops_tests.bench.tasks TASK HOME MEMORY_LIMIT`.
 
 Prints JSON: wall_s and cpu_s of the work (imports, opening the lake and loading are outside, what the task itself reads and
 writes is inside), peak_mb of the whole process, `times` (how often the work would be done; a task that does one date of
@@ -200,9 +200,9 @@ def peak_mb() -> float:
 
 
 def main() -> None:
-    task, home, *limit = sys.argv[1:]
+    task, home, limit = sys.argv[1:]
     work, times = TASKS[task]
-    lake = Lake(Settings(_env_file=None, home=Path(home), duckdb_memory_limit=limit[0] if limit else ""))
+    lake = Lake(Settings(_env_file=None, home=Path(home), duckdb_memory_limit=limit))
     with workspace(lake) as space:
         wall, cpu = time.perf_counter(), time.process_time()
         found = work(Shop(space))
