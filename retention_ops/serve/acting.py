@@ -225,9 +225,6 @@ class Actor:
     def plan_export(self, day: date, tier: str, to: str, limit: int, caller: str) -> tuple[Settings, Audience, str, list[ledger.Row]]:
         """Plans the hand-over of a tier's first `limit` customers who may be contacted; (settings, whole list, its hash, actions)."""
         settings = self.settings()
-        if not 1 <= limit <= settings.mcp_export_limit:
-            raise Refused(f"limit {limit:,} is not allowed.", f"1 to {settings.mcp_export_limit:,} (mcp_export_limit)",
-                          f'export_audience(date="{day}", tier="{tier}", destination="{to}", limit={settings.mcp_export_limit})')
         self._refuse_while_off(settings)
         if self._reader.tiers(day) is None:
             raise Refused(f"The queue of {day} was not built.", "dates with a queue", f'build_priority_queue(date="{day}")')

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import sqlalchemy as sa
 from mcp.server.context import CallNext, ServerRequestContext
-from mcp_types import CallToolResult, InputRequiredResult, ListToolsResult, TextContent
+from mcp_types import CallToolResult, TextContent
 from pydantic import ValidationError
 from sqlalchemy.engine import Engine
 
@@ -56,10 +56,8 @@ class Watch:
         return await self._logged(ctx, call_next, caller)
 
     def _visible(self, result: Any, caller: Caller) -> Any:
-        """Only what the caller may call."""
-        if not isinstance(result, ListToolsResult):
-            return result
-        return result.model_copy(update={"tools": [tool for tool in result.tools if caller.may(self._toolset(tool.name))]})
+        """Only what the caller may call. Inside the chain results are as they go over the wire."""
+        return {**result, "tools": [tool for tool in result["tools"] if caller.may(self._toolset(tool["name"]))]}
 
     def _toolset(self, name: str) -> str:
         return self._tools[name][0] if name in self._tools else "read"
@@ -130,8 +128,8 @@ class Watch:
 
     def _client(self, ctx: ServerRequestContext[Any, Any]) -> str:
         """What the caller's program calls itself; nobody checks that."""
-        info = getattr(ctx.session, "client_info", None) or getattr(getattr(ctx.session, "client_params", None), "client_info", None)
-        return self._kept(f"{info.name} {info.version}") if info else ""
+        params = ctx.session.client_params
+        return self._kept(f"{params.client_info.name} {params.client_info.version}") if params else ""
 
     def _write(self, event: str, caller: Caller, detail: dict[str, Any]) -> None:
         """Raises LogError where the audit log cannot be written."""
@@ -151,29 +149,30 @@ class Watch:
 
 
 def _outcome(result: Any) -> str:
-    if isinstance(result, InputRequiredResult):
+    if "inputRequests" in result:
         return "asked back"
-    return "failed" if isinstance(result, CallToolResult) and result.is_error else "ok"
+    return "failed" if result.get("isError") else "ok"
 
 
-def _error(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
+def _error(text: str) -> dict[str, Any]:
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True).model_dump(
+        by_alias=True, mode="json", exclude_none=True)
 
 
-def _unlogged(method: str, error: RetentionOpsError) -> CallToolResult:
+def _unlogged(method: str, error: RetentionOpsError) -> Any:
     if method == "tools/call":
         return _error(str(error))
     raise error
 
 
-def _plain(result: Any, tool: str) -> Any:
+def _plain(result: dict[str, Any], tool: str) -> dict[str, Any]:
     """An error without the SDK's preamble; a crash without anything of its own."""
-    if not isinstance(result, CallToolResult) or not result.is_error:
+    preamble = f"Error executing tool {tool}"
+    text = result["content"][0].get("text", "") if result.get("isError") and result.get("content") else ""
+    if not text.startswith(preamble):
         return result
-    texts = [block.text for block in result.content if isinstance(block, TextContent)]
-    text = "\n".join(texts).removeprefix(f"Error executing tool {tool}")
-    return _error(text.removeprefix(": ") or str(Refused(
-        f"{tool} failed in a way nobody expected; it is in the server's log.", "", "the same call again, or `retention-ops status` by a person")))
+    crash = Refused(f"{tool} failed in a way nobody expected; it is in the server's log.", "", "`retention-ops status`, by a person")
+    return {**result, **_error(text.removeprefix(preamble).removeprefix(": ") or str(crash))}
 
 
 def _wrong(item: Mapping[str, Any]) -> str:
@@ -197,5 +196,5 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     if schema.get("format") == "date":
         return "YYYY-MM-DD"
     if schema.get("type") == "integer":
-        return f"{schema.get('minimum', '')} to {schema.get('maximum', '')}"
+        return f"{schema['minimum']:,} to {schema['maximum']:,}"
     return str(schema.get("type", "text")).replace("string", "text")

@@ -237,7 +237,7 @@ async def _finished(ctx: Context, desk: Desk, row: ledger.Row | None) -> Run | N
 
 
 def _write_tools(tool: Callable, desk: Desk) -> None:
-    actor = desk.actor
+    actor, cap = desk.actor, desk.reader.settings.mcp_export_limit
 
     def who(ctx: Context) -> str:
         return caller_of(ctx.request_context).name
@@ -253,7 +253,7 @@ def _write_tools(tool: Callable, desk: Desk) -> None:
     @tool(ACTIONS, "Hand a list over", HANDS_OVER)
     async def export_audience(
         date: BusinessDate, tier: Tier, destination: ExportTo,
-        limit: Annotated[int, Field(strict=True, ge=1, description="Most customers to hand over, best first; the server caps it")],
+        limit: Annotated[int, Field(strict=True, ge=1, le=cap, description="Most customers to hand over, best first")],
         ctx: Context,
     ) -> Exported:
         """Hands the first `limit` customers of one tier over, as a CSV file or to the configured Google spreadsheet. Consent, suppressions,

@@ -153,7 +153,9 @@ class Dagster:
             raise Unreachable(str(error), ATTEMPT_SECONDS) from None
 
     def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        body = content(self._http.request("POST", "/graphql", json={"query": query, "variables": variables}, expect=(200,)), NAME)
+        # a PythonError comes as 500, with its data
+        answer = self._http.request("POST", "/graphql", json={"query": query, "variables": variables}, expect=(200, 500))
+        body = content(answer, NAME)
         if not isinstance(body, dict) or not isinstance(body.get("data"), dict):
             raise Ambiguous(f"{NAME} answered without data")
         return body["data"]
