@@ -140,11 +140,13 @@ class Settings(BaseSettings):
     mail_to: str = Field("", description="receivers' addresses, separated by commas")
 
     # MCP server
-    mcp_toolsets: str = Field("read,actions", description="toolsets the MCP server offers: read, actions, or both", pattern=r"^(read|actions)(,(read|actions))*$")
+    mcp_toolsets: str = Field(
+        "read,actions", description="toolsets the MCP server offers: read, actions, or both", pattern=r"^(read|actions)(,(read|actions))*$",
+    )
     mcp_read_only: bool = Field(False, description="the MCP server offers the toolset read only, whatever else is set")
     mcp_export_limit: int = Field(1000, description="most customers one export_audience call may hand over", ge=1, le=100_000)
     mcp_wait_seconds: int = Field(45, description="how long a tool waits for its run before it answers `running`, seconds", ge=0, le=600)
-    mcp_allowed_hosts: str = Field("", description="names, separated by commas, under which callers may address the MCP server over HTTP; loopback always may")
+    mcp_allowed_hosts: str = Field("", description="names, separated by commas, by which the MCP server may be addressed besides loopback")
 
     # keeping
     snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0, le=36500)

@@ -23,8 +23,12 @@ TOOLSETS = ("read", "actions")
     "\n\nOver HTTP every caller needs a token, from the environment only:"
     "\n\n  RETENTION_OPS_MCP_TOKENS=ada:read+actions:TOKEN,dashboard:read:TOKEN"))
 def mcp(
-    http: Annotated[int | None, typer.Option("--http", min=1, max=65535, metavar="PORT", help="Serve over HTTP at /mcp; default: stdio.")] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; anything but loopback wants a TLS proxy in front.")] = "127.0.0.1",
+    http: Annotated[
+        int | None, typer.Option("--http", min=1, max=65535, metavar="PORT", help="Serve over HTTP at /mcp; default: stdio.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; anything but loopback wants a TLS proxy in front.")
+    ] = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name callers may address it by; may be repeated.")
     ] = None,

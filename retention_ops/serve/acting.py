@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import LedgerError
 from retention_ops.execute import asked, ledger, wording
-from retention_ops.execute.destinations import chosen
+from retention_ops.execute.destinations import SLOTS, chosen
 from retention_ops.execute.destinations.choice import RUN_SLOT
 from retention_ops.execute.destinations.dagster import Dagster, Run
 from retention_ops.execute.destinations.seam import DestinationError
@@ -31,7 +31,7 @@ from retention_ops.log.database import answers
 from retention_ops.package.audiences import Audience, audience_sha256
 from retention_ops.package.pack import alert_version, canonical_sha256
 from retention_ops.serve.answers import Exported, ExportedTo, Playbook, PlaybookAction, PriorityQueue
-from retention_ops.serve.reading import Reader
+from retention_ops.serve.reading import Reader, no_orders
 from retention_ops.serve.refusal import Refused
 from retention_ops.settings import Settings
 
@@ -56,7 +56,8 @@ class Proposal:
     def question(self) -> str:
         """What a person confirms."""
         lists = ", ".join(f"{sheet['tier']} {sheet['rows']:,}" for sheet in self.worksheets)
-        mode, to = self.settings.mode, {slot: chosen(slot, self.settings, self.settings.mode) for slot in ("slack", "ticket", "sheets", "webhook")}
+        mode = self.settings.mode
+        to = {slot: chosen(slot, self.settings, mode) for slot in SLOTS}
         leaves = "Nothing leaves this machine: it is rehearsed into the outbox." if mode == "shadow" else (
             "It goes out: " + ", ".join(f"{slot} to {name}" for slot, name in to.items()) + "."
         )
@@ -80,7 +81,8 @@ class Actor:
         return self._settings()
 
     def _responder(self, settings: Settings, caller: str) -> Responder:
-        return Responder(self._reader.lake, self._engine, settings, caller, clock=self._clock, mode=lambda: self._settings().mode, patience=0)
+        return Responder(
+            self._reader.lake, self._engine, settings, caller, clock=self._clock, mode=lambda: self._settings().mode, patience=0)
 
     def request(self, key: str) -> ledger.Row | None:
         """The line in the ledger that a request's key names."""
@@ -127,7 +129,7 @@ class Actor:
         settings, lake = self.settings(), self._reader.lake
         orders, customers, suppressions = lake.orders(), lake.customers(), lake.suppressions()
         if orders is None:
-            raise Refused(f"There are no orders in {settings.home} yet.", "", "`retention-ops ingest` or `retention-ops demo`, by a person")
+            raise no_orders(settings)
         if not orders.first_date <= day <= orders.complete_through:
             raise Refused(f"{day} has no complete orders.", f"{orders.first_date} to {orders.complete_through}",
                           f'build_priority_queue(date="{orders.complete_through}")')
@@ -146,7 +148,7 @@ class Actor:
             date=day, status=status, **counts, total=sum(tiers.values()) if tiers else None, table_updated=done and tiers is not None,
             found_again=known, run_id=run.run_id if run else row["external_id"], run_url=row["external_url"], request=row["key"],
             message=f"{message} ({ASKED_AGAIN})" if known else message,
-            next=f'generate_brief(date="{day}", format="markdown")' if done else f'get_run_status(run_id="{row["external_id"] or row["key"]}")',
+            next=f'generate_brief(date="{day}", format="markdown")' if done else _follow(row),
         )
 
     # -- trigger_playbook ----------------------------------------------------------------------------------------------
@@ -157,8 +159,8 @@ class Actor:
         alert = self._reader.alert_decision(day)
         look = f'get_alert_decision(date="{day}")'
         if not alert.alert_flag:
-            raise Refused(f"{day} has no alert to answer: severity {alert.severity}" + (f", held back by {alert.gate}." if alert.gate else "."),
-                          "flagged dates", look)
+            held = f", held back by {alert.gate}" if alert.gate else ""
+            raise Refused(f"{day} has no alert to answer: severity {alert.severity}{held}.", "flagged dates", look)
         if alert.severity != severity:
             raise Refused(f"The alert of {day} is {alert.severity}, not {severity}; nothing was triggered.", alert.severity, look)
         self._refuse_while_off(settings)
@@ -172,7 +174,8 @@ class Actor:
         ]
         unfinished = any(each["state"] in ledger.OPEN_STATES for each in responder.actions(day))
         over = decision.verdict in ("skip", *PASSED, "snoozed") or (decision.verdict == "resume" and not unfinished)
-        return Proposal(settings, day, severity, alert_version(row), decision, worksheets, audience_sha256(lists), wording.reading(row), over)
+        return Proposal(
+            settings, day, severity, alert_version(row), decision, worksheets, audience_sha256(lists), wording.reading(row), over)
 
     def ask_for_response(self, proposal: Proposal, caller: str, confirmed: bool) -> tuple[ledger.Row, bool]:
         """Puts the request into the ledger; it waits for a person unless one has confirmed it here."""
@@ -198,7 +201,7 @@ class Actor:
         rows = responder.actions(day)
         acted = [each for each in rows if each["state"] != ledger.CANCELLED]
         links = links_of(rows)
-        ticket = next((each for each in rows if each["slot"] == "ticket" and each["kind"] == "create" and each["state"] == ledger.SENT), None)
+        ticket = next((each for each in acted if (each["slot"], each["kind"], each["state"]) == ("ticket", "create", ledger.SENT)), None)
         common: dict[str, Any] = {
             "date": day, "severity": proposal.severity, "mode": settings.mode,
             "incident": next((each["incident_id"] for each in rows if each["incident_id"]), None),
@@ -208,16 +211,18 @@ class Actor:
         }
         if row is None:
             answered = proposal.decision.verdict == "resume"
-            return Playbook(**common, status="already_triggered" if answered else "nothing_to_do", message=_sentence(proposal.decision.reason))
+            status = "already_triggered" if answered else "nothing_to_do"
+            return Playbook(**common, status=status, message=_sentence(proposal.decision.reason))
         status, message = _told(row, run)
         if status == "pending_approval":
-            return Playbook(**common, status=status, request=row["key"], how_to_approve=_how_to_approve(row["key"], proposal.audience_sha256),
-                            message="Nothing was triggered yet: a person has to approve it.", next=f'get_run_status(run_id="{row["key"]}")')
+            return Playbook(
+                **common, status=status, request=row["key"], how_to_approve=_how_to_approve(row["key"], proposal.audience_sha256),
+                message="Nothing was triggered yet: a person has to approve it.", next=_follow(row))
         if status == "done":
             status, message = ("already_triggered" if known else "triggered"), _done_sentence(settings.mode, acted)
         return Playbook(
             **common, status=status, message=message, run_id=row["external_id"], run_url=row["external_url"], request=row["key"],
-            next=None if status in ("triggered", "already_triggered") else f'get_run_status(run_id="{row["external_id"] or row["key"]}")',
+            next=None if status in ("triggered", "already_triggered") else _follow(row),
         )
 
     # -- export_audience -----------------------------------------------------------------------------------------------
@@ -236,7 +241,8 @@ class Actor:
         audience, sha = lists[tier], audience_sha256(lists)
         if not audience.rows:
             left_out = ", ".join(f"{number:,} {reason}" for reason, number in audience.excluded.items()) or "the tier is empty"
-            raise Refused(f"Nobody of {tier} may be contacted on {day}: {left_out}.", "another tier", f'compare_dates(a="{day}", b="{day}")')
+            raise Refused(f"Nobody of {tier} may be contacted on {day}: {left_out}.", "another tier",
+                          f'compare_dates(a="{day}", b="{day}") has the counts of the tiers')
         cut = audience.first(limit)
         asks = alert["severity"] == "CRITICAL" and settings.approval_above is not None and cut.rows > settings.approval_above \
             and settings.mode in exposures.REAL_MODES
@@ -261,12 +267,14 @@ class Actor:
     def _check_destination(self, settings: Settings, day: date, to: str, alert: dict[str, Any], answer: dict[str, Any] | None) -> None:
         real = settings.mode in exposures.REAL_MODES
         if real and to != "csv" and chosen("sheets", settings, settings.mode) == "local":
-            raise Refused("No Google spreadsheet is configured (lists_to is local).", "csv", "RETENTION_OPS_LISTS_TO=sheets, set by a person")
+            raise Refused("No Google spreadsheet is configured (lists_to is local).", "csv",
+                          "RETENTION_OPS_LISTS_TO=sheets, set by a person")
         if real and (answer is None or answer["incident_id"] is None):
             # whoever is handed over is kept in exposures, and those belong to an incident
+            trigger = f'trigger_playbook(date="{day}", severity="{alert["severity"]}")'
             raise Refused(
                 f"In mode {settings.mode} lists leave only for an incident, and {day} has none.", "dates whose playbook was triggered",
-                f'trigger_playbook(date="{day}", severity="{alert["severity"]}")' if alert["alert_flag"] else f'get_alert_decision(date="{day}")')
+                trigger if alert["alert_flag"] else f'get_alert_decision(date="{day}")')
 
     def submit_export(self, settings: Settings, day: date, rows: list[ledger.Row], caller: str) -> ledger.Row | None:
         """Asks Dagster to deliver what may leave now; None where nothing waits."""
@@ -286,13 +294,13 @@ class Actor:
         order = ("failed", "pending_approval", "pending", "running", "done")
         status = min((each.status for each in exports), key=order.index)
         waits = next((each for each in exports if each.status == "pending_approval"), None)
-        follow = (launched["external_id"] or launched["key"]) if launched else keys[0]
         return Exported(
-            date=day, tier=audience.tier, mode=settings.mode, status=status, rows_exported=min(limit, audience.rows) if status == "done" else 0,
-            limit=limit, total=audience.rows, truncated=audience.rows > limit, left_out=audience.excluded, audience_sha256=sha, exports=exports,
+            date=day, tier=audience.tier, mode=settings.mode, status=status,
+            rows_exported=min(limit, audience.rows) if status == "done" else 0, limit=limit, total=audience.rows,
+            truncated=audience.rows > limit, left_out=audience.excluded, audience_sha256=sha, exports=exports,
             run_id=launched["external_id"] if launched else None, run_url=launched["external_url"] if launched else None,
             how_to_approve=_how_to_approve(waits.request, sha) if waits else None,
-            next=None if status in ("done", "failed") else f'get_run_status(run_id="{follow}")',
+            next=None if status in ("done", "failed") else _follow(launched or rows[0]),
         )
 
     def _exported(self, settings: Settings, row: ledger.Row, launched: ledger.Row | None, run: Run | None) -> ExportedTo:
@@ -305,7 +313,7 @@ class Actor:
             else:
                 url = next(iter((row["detail"] or {}).get("links", {}).values()), row["external_url"])
             if settings.mode == "shadow":
-                message = "rehearsed: nothing left this machine" if to == "gsheet" else "written; in shadow nobody is recorded as handed over"
+                message = "rehearsed: nothing left this machine" if to == "gsheet" else "written; in shadow no hand-over is recorded"
         elif row["state"] == ledger.AWAITING:
             status, message = "pending_approval", "a person has to approve this list"
         elif row["state"] in ledger.OPEN_STATES:
@@ -341,6 +349,11 @@ def _told(row: ledger.Row, run: Run | None) -> tuple[str, str]:
     why = f" {row['last_error']}." if row["last_error"] else ""
     return "pending", f"Kept in the ledger and not lost.{why} It is submitted by the next write tool, by `retention-ops actions work` or " \
         "by the daemon, once Dagster answers."
+
+
+def _follow(row: ledger.Row) -> str:
+    """The call that says how a request goes on."""
+    return f'get_run_status(run_id="{row["external_id"] or row["key"]}")'
 
 
 def _how_to_approve(key: str, sha: str) -> str:

@@ -124,12 +124,12 @@ def _webserver(settings: Settings, environment: dict[str, str], say: Say) -> Ite
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+    url, home = f"http://127.0.0.1:{port}", (settings.home / "dagster").absolute()
     say(f"Starting Dagster's webserver on {url} (its runs page shows what the tools start).")
     with open(settings.home / "webserver.log", "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "dagster_webserver", "-m", "retention_ops.definitions", "-h", "127.0.0.1", "-p", str(port)],
-            env={**os.environ, **environment, "DAGSTER_HOME": str((settings.home / "dagster").absolute()), "RETENTION_OPS_DAGSTER_URL": url},
+            env={**os.environ, **environment, "DAGSTER_HOME": str(home), "RETENTION_OPS_DAGSTER_URL": url},
             stdout=log, stderr=log, start_new_session=True,
         )
     try:
@@ -176,12 +176,14 @@ async def _talk(environment: dict[str, str], day: date, say: Say) -> dict[str, A
         say(f"  {alert['severity']}: AT_RISK {alert['current_value']:.1f} %, {alert['delta_relative_pct']:+.1f} % against its baseline of "
             f"{alert['baseline_value']:.1f} %.")
         context = await ask("How bad is it?", "get_operational_context", date=str(day))
-        say(f"  {context['total_customers']:,} customers: {context['status_distribution']}; AT_RISK by risk {context['at_risk_by_risk_level']}.")
+        say(f"  {context['total_customers']:,} customers: {context['status_distribution']}; "
+            f"AT_RISK by risk {context['at_risk_by_risk_level']}.")
         queue = await ask("Who should we contact first?", "build_priority_queue", date=str(day))
         say(f"  P1 {queue['p1_count']:,}, P2 {queue['p2_count']:,}, P3 {queue['p3_count']:,}; run {queue['run_url']}")
         brief = await ask("Give me the brief.", "generate_brief", date=str(day), format="markdown")
         say("  " + brief["text"].splitlines()[0] + f" ... ({brief['total']:,} characters)")
-        export = await ask("Hand me the first of P1 as a file.", "export_audience", date=str(day), tier="P1", destination="csv", limit=LIMIT)
+        first = {"tier": "P1", "destination": "csv", "limit": LIMIT}
+        export = await ask("Hand me the first of P1 as a file.", "export_audience", date=str(day), **first)
         say(f"  {export['rows_exported']} of {export['total']}: {export['exports'][0]['path']}")
         playbook = await ask("Trigger the playbook.", "trigger_playbook", date=str(day), severity=alert["severity"])
         say(f"  {playbook['message']} Incident {playbook['incident']}, ticket {playbook['ticket_id']}.")
@@ -260,8 +262,8 @@ def _check_playbook(report: Report, settings: Settings, day: date, told: list[di
         log = [row for row in runs.rows(engine, first=day, last=day) if row["run_id"] == first["run_id"]]
     report.expect("trigger_playbook.status", (first["status"], again["status"]), ("triggered", "already_triggered"))
     for name, action in zip([f"{row['slot']} {row['kind']}" for row in acted], acted, strict=True):
-        shown = next((each for each in first["actions"] if each["action"] == name), None)
-        report.expect(f"trigger_playbook {name}", shown and (shown["state"], shown["destination"]), (action["state"], action["destination"]))
+        shown = next((each for each in first["actions"] if each["action"] == name), {})
+        report.expect(f"trigger_playbook {name}", (shown.get("state"), shown.get("destination")), (action["state"], action["destination"]))
     report.expect("trigger_playbook.actions", len(first["actions"]), len(acted))
     report.expect("triggered again: the same actions", again["actions"], first["actions"])
     ticket = next(row for row in acted if (row["slot"], row["kind"]) == ("ticket", "create"))

@@ -13,7 +13,7 @@ Do the retention morning check {when}.
 
 1. get_alert_decision: did anything happen? If a gate held the alert back, name it and what it means; it is no all-clear.
 2. get_operational_context: how many customers are ACTIVE, AT_RISK, INACTIVE, and where the metric stands in its last 14 days.
-3. Only if the date is flagged: generate_brief as markdown. Build the queue first (build_priority_queue) if there is no brief, after asking me.
+3. Only if the date is flagged: generate_brief as markdown. If there is none, ask me before you build it (build_priority_queue).
 
 Then tell me in at most six sentences: what happened with its numbers, who to contact first (P1, P2, P3 counts), what you advise for today.
 Do not export lists or trigger the playbook unless I say so."""

@@ -73,7 +73,7 @@ class Reader:
             return
         orders, days = self.lake.orders(), self.lake.days(table)
         if orders is None:
-            raise Refused(f"There are no orders in {self.settings.home} yet.", "", "`retention-ops ingest` or `retention-ops demo`, by a person")
+            raise no_orders(self.settings)
         newest = days[-1] if days else None
         allowed = f"dates from {days[0]} to {newest} ({len(days)} computed)" if days else "none: no date was computed yet"
         if day > orders.complete_through:
@@ -153,8 +153,8 @@ class Reader:
         self._require("customer_priority", day, build)
         churn = self._rows(f"SELECT * FROM {parquet_scan(self.lake.path('churn_detection', day))} WHERE customer_id = ?", customer_id)
         if not churn:
-            raise Refused(f"Customer {quoted(customer_id)} has no order by {day}.", "ids exactly as in the orders; a date after their first order",
-                          f'get_operational_context(date="{day}")')
+            raise Refused(f"Customer {quoted(customer_id)} has no order by {day}.",
+                          "ids exactly as in the orders; a date after their first order", f'get_operational_context(date="{day}")')
         queue = parquet_scan(self.lake.path("customer_priority", day), options=", file_row_number = true")
         queued = self._rows(f"SELECT * FROM {queue} WHERE customer_id = ?", customer_id)
         length = self._rows(f"SELECT COUNT(*) AS listed FROM {parquet_scan(self.lake.path('customer_priority', day))}")[0]["listed"]
@@ -178,7 +178,8 @@ class Reader:
         refused = customers and self._rows(
             f"SELECT 1 AS found FROM {parquet_scan(customers.path)} WHERE customer_id = ? AND consent = false", customer_id)
         suppressed = suppressions and self._rows(
-            f"SELECT 1 AS found FROM {parquet_scan(suppressions.path)} WHERE customer_id = ? AND (until IS NULL OR until > ?)", customer_id, day)
+            f"SELECT 1 AS found FROM {parquet_scan(suppressions.path)} WHERE customer_id = ? AND (until IS NULL OR until > ?)",
+            customer_id, day)
         return {"refused_consent": bool(refused), "suppressed": bool(suppressed)}
 
     def compare(self, a: date, b: date) -> Comparison:
@@ -258,11 +259,12 @@ class Reader:
             run = dagster.run(run_id)
         except DestinationError as error:
             if not row:
-                raise Refused(f"{error}", "while Dagster is down only requests of this server are known", "`retention-ops ui`, by a person; "
-                              f'then get_run_status(run_id="{id}")') from None
+                raise Refused(f"{error}", "while Dagster is down only requests of this server are known",
+                              f'`retention-ops ui`, by a person; then get_run_status(run_id="{id}")') from None
             return RunStatus(id=id, status="submitted", finished=False, run_id=run_id, run_url=dagster.run_url(run_id), job=row["target"],
                              date=str(row["alert_date"]), requested_by=None, started_at=None, ended_at=None,
-                             message=f"Submitted; Dagster does not answer now: {error}", data_fields=[], next=f'get_run_status(run_id="{id}")')
+                             message=f"Submitted; Dagster does not answer now: {error}", data_fields=[],
+                             next=f'get_run_status(run_id="{id}")')
         if run is None:
             raise Refused(f"Dagster at {self.settings.dagster_url} knows no run {quoted(id)}.", "ids as the other tools returned them",
                           "build_priority_queue or trigger_playbook start runs")
@@ -296,6 +298,10 @@ class Reader:
                             for column in declared.columns]}
 
 
+def no_orders(settings: Settings) -> Refused:
+    return Refused(f"There are no orders in {settings.home} yet.", "", "`retention-ops ingest` or `retention-ops demo`, by a person")
+
+
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, default=str)
 
@@ -308,12 +314,14 @@ def _told(a: DaySummary, b: DaySummary, changes: dict[str, float | None]) -> lis
     """The comparison in sentences."""
     sentences = []
     if changes["at_risk_pct"] is not None:
-        sentences.append(f"AT_RISK {a.at_risk_pct:.2f} % on {a.date}, {b.at_risk_pct:.2f} % on {b.date}: {changes['at_risk_pct']:+.2f} points.")
+        points = f"{changes['at_risk_pct']:+.2f} points"
+        sentences.append(f"AT_RISK {a.at_risk_pct:.2f} % on {a.date}, {b.at_risk_pct:.2f} % on {b.date}: {points}.")
     sentences.append(f"Severity {a.severity} on {a.date}, {b.severity} on {b.date}.")
     moved = ", ".join(f"{status} {changes[status]:+,}" for status in STATUSES)
     sentences.append(f"Customers {a.customers:,} and {b.customers:,} ({changes['customers']:+,}): {moved}.")
     if "P1" in changes:
-        sentences.append("Queue: " + ", ".join(f"{tier} {a.tiers[tier]:,} and {b.tiers[tier]:,} ({changes[tier]:+,})" for tier in TIERS) + ".")
+        counts = (f"{tier} {a.tiers[tier]:,} and {b.tiers[tier]:,} ({changes[tier]:+,})" for tier in TIERS)
+        sentences.append(f"Queue: {', '.join(counts)}.")
     return sentences
 
 

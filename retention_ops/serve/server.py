@@ -279,9 +279,9 @@ def _write_tools(tool: Callable, desk: Desk) -> None:
     async def trigger_playbook(
         date: BusinessDate, severity: FlaggedSeverity, person: Annotated[ElicitationResult[Confirmation], Resolve(ask)], ctx: Context,
     ) -> Playbook:
-        """Answers the alert of this date: message, ticket, lists and webhook, each exactly once, as the mode allows (shadow only rehearses).
-        The severity must be the alert's. A person confirms it here where your program can ask one; otherwise it waits for approval
-        and the answer says how to approve. Triggering again tells what was done."""
+        """Answers the alert of this date: message, ticket, lists and webhook, each exactly once, as the mode allows (shadow only
+        rehearses). The severity must be the alert's. A person confirms it here where your program can ask one; otherwise it waits for
+        approval and the answer says how to approve. Triggering again tells what was done."""
         proposal = await _in_thread(actor.propose, date, severity, who(ctx))
         if proposal.over:
             return await _in_thread(actor.playbook_answer, proposal, None, False, None, who(ctx))
