@@ -15,7 +15,8 @@ from typing import Any
 import anyio
 import sqlalchemy as sa
 from mcp.server.context import CallNext, ServerRequestContext
-from mcp_types import CallToolResult, TextContent
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, CallToolResult, TextContent
 from pydantic import ValidationError
 from sqlalchemy.engine import Engine
 
@@ -74,7 +75,7 @@ class Watch:
         try:
             if is_tool and not refusal and self._toolset(what) == "actions":
                 await anyio.to_thread.run_sync(self._write, ASKED, caller, detail)
-            result = _error(refusal) if refusal else await call_next(ctx)
+            result = _error(refusal) if refusal else await self._next(ctx, call_next)
             outcome = "refused" if refusal else _outcome(result)
         except LogError as error:
             outcome = "error"
@@ -90,6 +91,15 @@ class Watch:
         if problem:
             return _unlogged(ctx.method, problem)
         return _plain(result, what) if is_tool else result
+
+    async def _next(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
+        """A prompt that is unknown or wrongly asked for is the caller's mistake; the SDK would log it as a crash of ours."""
+        try:
+            return await call_next(ctx)
+        except ValueError as error:
+            if ctx.method != "prompts/get":
+                raise
+            raise MCPError(code=INVALID_PARAMS, message=" ".join(str(error).split())[:300]) from None
 
     # -- refusing ------------------------------------------------------------------------------------------------------
 

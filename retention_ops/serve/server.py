@@ -16,7 +16,7 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Context, Elicit, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
-from mcp_types import ToolAnnotations
+from mcp_types import Completion, CompletionArgument, ToolAnnotations
 from pydantic import BaseModel, Field
 from sqlalchemy.engine import Engine
 
@@ -53,9 +53,12 @@ from retention_ops.serve.audit import Watch
 from retention_ops.serve.caller import Tokens, caller_of
 from retention_ops.serve.reading import Reader, as_json
 from retention_ops.settings import Settings
+from retention_ops.warehouse.catalog import TABLES
 
 READ, ACTIONS = "read", "actions"
 POLL_SECONDS = 0.5
+MAX_COMPLETIONS = 100
+"""the protocol's limit"""
 READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 BUILDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 HANDS_OVER = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True)
@@ -339,3 +342,17 @@ def _prompts(server: MCPServer, desk: Desk) -> None:
     def incident_review(date: Annotated[str, Field(description="YYYY-MM-DD, a flagged date")]) -> str:
         """What happened, what was done about it, and whether the alarm was right."""
         return prompts.incident_review(business_date(date))
+
+    @server.completion()
+    async def complete(ref: Any, argument: CompletionArgument, context: Any) -> Completion:
+        """Dates that are there, newest first, and table names."""
+        lake = desk.reader.lake
+        match argument.name:
+            case "date":
+                known = [str(day) for day in reversed(await _in_thread(lake.days, "alert_logic"))]
+            case "table":
+                known = list(TABLES)
+            case _:
+                known = []
+        found = [value for value in known if value.startswith(argument.value)]
+        return Completion(values=found[:MAX_COMPLETIONS], total=len(found), has_more=len(found) > MAX_COMPLETIONS)
