@@ -54,7 +54,9 @@ def test_days_and_snapshots_that_are_not_there_are_said_to_be_missing(house):
     assert told["next"] == f'build_priority_queue(date="{CALM}")'
 
 
-@pytest.mark.parametrize(("format", "file"), [("markdown", "briefing_CRITICAL.md"), ("slack", "briefing.slack.json"), ("email", "briefing.html")])
+@pytest.mark.parametrize(("format", "file"), [
+    ("markdown", "briefing_CRITICAL.md"), ("slack", "briefing.slack.json"), ("email", "briefing.html"),
+])
 def test_a_brief_in_parts_is_the_packs_own_text(house, format, file):
     text, offset, calls = "", 0, 0
     while True:
@@ -152,8 +154,8 @@ def test_an_unknown_tool_names_the_nearest(house):
 
 
 @pytest.mark.parametrize("wrong", [
-    {"tier": "P4"}, {"tier": "p1"}, {"destination": "ftp"}, {"limit": 0}, {"limit": -1}, {"limit": 10**12}, {"limit": 1.5}, {"limit": "many"},
-    {"limit": True}, {"limit": None}, {"tier": ["P1"]}, {"date": "2024-03-30; DROP TABLE actions"},
+    {"tier": "P4"}, {"tier": "p1"}, {"destination": "ftp"}, {"limit": 0}, {"limit": -1}, {"limit": 10**12}, {"limit": 1.5},
+    {"limit": "many"}, {"limit": True}, {"limit": None}, {"tier": ["P1"]}, {"date": "2024-03-30; DROP TABLE actions"},
 ], ids=repr)
 def test_values_outside_what_is_allowed_are_refused(house, wrong):
     refused = house.call("export_audience", **{"date": str(DAY), "tier": "P1", "destination": "csv", "limit": 5, **wrong})

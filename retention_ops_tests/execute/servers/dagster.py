@@ -19,6 +19,10 @@ class DagsterServer(LoopbackServer):
         self.runs: list[dict[str, Any]] = []
         self.status = "SUCCESS"
 
+    def _next_fault(self, line: str) -> Any:
+        """Faults hit launches: questions change nothing."""
+        return super()._next_fault(line) if b"launchPipelineExecution" in self.requests[-1].body else None
+
     def handle(self, request: Request) -> Reply:
         asked = request.json()
         query, variables = asked["query"], asked["variables"]
