@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help demo test test-all ui lint lock clean
+.PHONY: help demo test test-all conformance snapshot bench-mcp ui lint lock clean
 
 help:
 	@echo "make demo      synthetic shop with an incident; the whole loop; says where to look"

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date as date_
 from importlib.metadata import version as installed_version
 from typing import Annotated, Any
 
@@ -16,7 +17,8 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Context, Elicit, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
-from mcp_types import Completion, CompletionArgument, ToolAnnotations
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, Completion, CompletionArgument, ToolAnnotations
 from pydantic import BaseModel, Field
 from sqlalchemy.engine import Engine
 
@@ -330,18 +332,25 @@ def _resources(server: MCPServer, desk: Desk) -> None:
         return found(lambda: as_json(reader.manifest(business_date(date))))
 
 
+def _asked_day(text: str) -> date_:
+    try:
+        return business_date(text)
+    except ValueError as error:
+        raise MCPError(code=INVALID_PARAMS, message=f"date {error}") from None
+
+
 def _prompts(server: MCPServer, desk: Desk) -> None:
     @server.prompt(title="Morning check")
     def morning_check(date: Annotated[str, Field(description="YYYY-MM-DD; empty: the newest computed date")] = "") -> str:
         """Did anything happen, how bad is it, who to contact first."""
         days = [] if date else desk.reader.lake.days("alert_logic")
-        day = business_date(date) if date else (days[-1] if days else None)
+        day = _asked_day(date) if date else (days[-1] if days else None)
         return prompts.morning_check(day)
 
     @server.prompt(title="Incident review")
     def incident_review(date: Annotated[str, Field(description="YYYY-MM-DD, a flagged date")]) -> str:
         """What happened, what was done about it, and whether the alarm was right."""
-        return prompts.incident_review(business_date(date))
+        return prompts.incident_review(_asked_day(date))
 
     @server.completion()
     async def complete(ref: Any, argument: CompletionArgument, context: Any) -> Completion:
