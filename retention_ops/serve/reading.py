@@ -18,7 +18,7 @@ from retention_ops.detect.explain import gate_sentence, sentences_for
 from retention_ops.errors import PackError
 from retention_ops.execute.destinations.dagster import Dagster, Run
 from retention_ops.execute.destinations.seam import DestinationError
-from retention_ops.package.pack import Pack, find_pack, pack_days, records
+from retention_ops.package.pack import Pack, find_pack, pack_days, plain
 from retention_ops.serve.answers import (
     AlertDecision,
     Brief,
@@ -89,11 +89,17 @@ class Reader:
 
     def _alert(self, day: date) -> dict[str, Any]:
         self._require("alert_logic", day)
-        return records(self.lake.read("alert_logic", day))[0]
+        return self._read("alert_logic", day)[0]
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Rows as plain dictionaries; a data frame in between would cost more than the query."""
         with self.lake.connection() as connection:
-            return records(connection.execute(query, list(values)).df())
+            found = connection.execute(query, list(values))
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, map(plain, row), strict=True)) for row in found.fetchall()]
+
+    def _read(self, table: str, day: date) -> list[dict[str, Any]]:
+        return self._rows(f"SELECT * FROM {parquet_scan(self.lake.path(table, day))}")
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
@@ -105,7 +111,7 @@ class Reader:
 
     def operational_context(self, day: date) -> OperationalContext:
         self._require("retention_daily", day)
-        daily = records(self.lake.read("retention_daily", day))[0]
+        daily = self._read("retention_daily", day)[0]
         wanted = [day - timedelta(days=back) for back in range(METRIC_DAYS - 1, -1, -1)]
         stored = [each for each in wanted if self.lake.exists("alert_logic", each)]
         history = self._history(stored)
@@ -155,9 +161,10 @@ class Reader:
         if not churn:
             raise Refused(f"Customer {quoted(customer_id)} has no order by {day}.",
                           "ids exactly as in the orders; a date after their first order", f'get_operational_context(date="{day}")')
-        queue = parquet_scan(self.lake.path("customer_priority", day), options=", file_row_number = true")
+        path = self.lake.path("customer_priority", day)
+        queue = parquet_scan(path, options=", file_row_number = true")
         queued = self._rows(f"SELECT * FROM {queue} WHERE customer_id = ?", customer_id)
-        length = self._rows(f"SELECT COUNT(*) AS listed FROM {parquet_scan(self.lake.path('customer_priority', day))}")[0]["listed"]
+        length = self._rows(f"SELECT COUNT(*) AS listed FROM {parquet_scan(path)}")[0]["listed"]
         opted_out = self._opted_out(customer_id, day)
         row = {**churn[0], **opted_out, "priority": queued[0] if queued else None}
         row["rank"] = queued[0]["file_row_number"] + 1 if queued else None  # stored in the queue's order
@@ -196,7 +203,7 @@ class Reader:
     def _summary(self, day: date) -> DaySummary:
         alert = self._alert(day)
         self._require("retention_daily", day)
-        daily = records(self.lake.read("retention_daily", day))[0]
+        daily = self._read("retention_daily", day)[0]
         return DaySummary(
             date=day, severity=alert["severity"], alert_flag=alert["alert_flag"], gate=alert["gate"], at_risk_pct=daily["at_risk_pct"],
             baseline_pct=alert["baseline_value"], customers=daily["customers"], status_distribution=_statuses(daily), tiers=self.tiers(day),
