@@ -14,7 +14,7 @@ METADATA = "retention_ops/installation"
 
 
 def installation(settings: Settings) -> str:
-    """32 hex digits, drawn once per home."""
+    """32 hex digits, drawn once per home; a copy of the home keeps the name."""
     path = settings.home / FILE
     with suppress(FileNotFoundError):
         return path.read_text()

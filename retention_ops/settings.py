@@ -255,7 +255,7 @@ class Secrets(BaseSettings):
     def values(self) -> list[str]:
         """Every secret in clear, for `redact`: longest first."""
         given = [item.get_secret_value() for item in (getattr(self, name) for name in type(self).model_fields) if item]
-        tokens = [part.rpartition(":")[2].strip() for part in self.mcp_tokens.get_secret_value().split(",")] if self.mcp_tokens else []
+        tokens = [part.split(":", 2)[-1].strip() for part in self.mcp_tokens.get_secret_value().split(",")] if self.mcp_tokens else []
         return sorted(filter(None, [*given, *tokens]), key=len, reverse=True)
 
 

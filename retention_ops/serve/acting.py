@@ -19,7 +19,7 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import LedgerError
 from retention_ops.execute import asked, ledger, wording
 from retention_ops.execute.destinations import SLOTS, chosen
-from retention_ops.execute.destinations.choice import RUN_SLOT
+from retention_ops.execute.destinations.choice import ASKED_SLOTS, RUN_SLOT
 from retention_ops.execute.destinations.dagster import Dagster, Run
 from retention_ops.execute.destinations.seam import DestinationError
 from retention_ops.execute.door import HALTED
@@ -85,9 +85,10 @@ class Actor:
             self._reader.lake, self._engine, settings, caller, clock=self._clock, mode=lambda: self._settings().mode, patience=0)
 
     def request(self, key: str) -> ledger.Row | None:
-        """The line in the ledger that a request's key names."""
+        """The line in the ledger that a request's key names; what answers an alert is nobody's request."""
         with suppress(LedgerError):
-            return ledger.by_prefix(self._engine, key)
+            row = ledger.by_prefix(self._engine, key)
+            return row if row["slot"] in ASKED_SLOTS else None
         return None
 
     # -- what every write tool does ------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ class Actor:
         if row["state"] == ledger.SENT:
             status, message = "done", "handed over"
             if to == "csv":
-                path = str(settings.packs / str(row["alert_date"]) / row["detail"]["file"])
+                path = str((settings.packs / str(row["alert_date"]) / row["detail"]["file"]).absolute())
             else:
                 url = next(iter((row["detail"] or {}).get("links", {}).values()), row["external_url"])
             if settings.mode == "shadow":

@@ -286,7 +286,8 @@ class Reader:
         }.get(state, state.replace("_", " "))
         ended = state in ("sent", "failed", "cancelled")
         reason = f" {row['last_error']}" if row["last_error"] else ""
-        return RunStatus(id=id, status=state, finished=ended, run_id=None, run_url=None, job=row["target"], date=str(row["alert_date"]),
+        job = row["target"] if row["slot"] == "run" else None  # an export's target is a spreadsheet
+        return RunStatus(id=id, status=state, finished=ended, run_id=None, run_url=None, job=job, date=str(row["alert_date"]),
                          requested_by=None, started_at=None, ended_at=None, message=told + reason, data_fields=["message"],
                          next=None if ended else f'get_run_status(run_id="{id}")')
 

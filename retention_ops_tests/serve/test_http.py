@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 
 import anyio
 import httpx2
@@ -25,8 +26,15 @@ JSON = {"accept": "application/json, text/event-stream", "content-type": "applic
 
 @pytest.fixture(scope="module")
 def site(served, tmp_path_factory):
+    """A site for everything that changes nothing."""
+    with listening(served, tmp_path_factory.mktemp("http")) as made:
+        yield made
+
+
+@contextmanager
+def listening(served, folder):
     """(house, address) of a server on a free port, with two tokens."""
-    with opened(served, tmp_path_factory.mktemp("http")) as house:
+    with opened(served, folder) as house:
         port = free_port()
         tokens = Tokens(parse_tokens(f"ada:read+actions:{ADA},board:read:{BOARD}"))
         app = build_app(build_server(house.desk, tokens=tokens), "127.0.0.1", port, ["retention.example.com"])
@@ -54,8 +62,8 @@ def session(url, token, script, mode, **client):
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_a_whole_session_with_a_token(site, mode):
-    house, url = site
+def test_a_whole_session_with_a_token(served, tmp_path, mode):
+    asked: list[str] = []
 
     async def morning(client):
         names = [tool.name for tool in (await client.list_tools()).tools]
@@ -64,11 +72,13 @@ def test_a_whole_session_with_a_token(site, mode):
         playbook = answer(await client.call_tool("trigger_playbook", {"date": str(DAY), "severity": alert["severity"]}))
         return names, alert, queue, playbook
 
-    names, alert, queue, playbook = session(url, ADA, morning, mode, elicitation_callback=says(True))
-    assert len(names) == 9 and alert["severity"] == "CRITICAL" and queue["status"] == "done"
-    assert playbook["status"] in ("triggered", "already_triggered") and playbook["incident"] == 1
-    assert {event["actor"] for event in house.events("mcp_call")} == {"mcp:ada"}
-    assert house.dagster.runs[0]["tags"][-1]["value"] and len(house.dagster.runs) == 2, "the second era finds what the first did"
+    with listening(served, tmp_path) as (house, url):
+        names, alert, queue, playbook = session(url, ADA, morning, mode, elicitation_callback=says(True, asked))
+        assert len(names) == 9 and alert["severity"] == "CRITICAL" and queue["status"] == "done"
+        assert playbook["status"] == "triggered" and playbook["incident"] == 1 and len(asked) == 1
+        assert {event["actor"] for event in house.events("mcp_call", "mcp_asked")} == {"mcp:ada"}
+        requested = {tag["value"] for run in house.dagster.runs for tag in run["tags"] if tag["key"] == "retention_ops/requested_by"}
+        assert requested == {"mcp:ada"} and len(house.dagster.runs) == 2
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
