@@ -49,15 +49,19 @@ def ask(
     raise LedgerError(f"asked for {MAX_SPENT} times without success; see `retention-ops actions list --all`")
 
 
-def _run_intent(settings: Settings, kind: str, day: date, payload: Mapping[str, Any], caller: str, **more: Any) -> Draft:
+def _run(
+    settings: Settings, kind: str, day: date, payload: Mapping[str, Any], caller: str, about: str = "",
+    approval: Mapping[str, Any] | None = None,
+) -> Draft:
+    """`about` tells apart what is asked of one day; who asks does not, so that two who ask for the same get one run."""
     tags = {"dagster/partition": day.isoformat()} if payload.get("assets") else {DATE_TAG: day.isoformat()}
     full = {**payload, "tags": {**tags, SOURCE_TAG: "mcp", CALLER_TAG: caller[:100]}}
 
     def draft(part: str) -> Intent:
         return Intent(
-            identity=f"asked:{day}:{settings.mode if kind != BUILD else ''}:{more.get('about', '')}", slot=RUN_SLOT, destination="dagster",
-            kind=kind, target=payload["job"], payload=full, alert_date=day, mode=settings.mode, part=part,
-            approval=more.get("approval") or {},
+            # what is computed is the same in every mode
+            identity=f"asked:{day}:{'' if kind == BUILD else settings.mode}:{about}", slot=RUN_SLOT, destination="dagster", kind=kind,
+            target=payload["job"], payload=full, alert_date=day, mode=settings.mode, part=part, approval=approval or {},
         )
 
     return draft
@@ -65,7 +69,7 @@ def _run_intent(settings: Settings, kind: str, day: date, payload: Mapping[str, 
 
 def build_run(settings: Settings, day: date, caller: str) -> Draft:
     """The run that computes the queue and the Action Pack of D."""
-    return _run_intent(settings, BUILD, day, {"job": ASSET_JOB, "assets": list(QUEUE_ASSETS)}, caller)
+    return _run(settings, BUILD, day, {"job": ASSET_JOB, "assets": list(QUEUE_ASSETS)}, caller)
 
 
 def response_run(
@@ -75,13 +79,13 @@ def response_run(
     config = {"ops": {"gate": {"config": {"alert_dates": [day.isoformat()], "mode": settings.mode, "version": version}}}}
     approval = {"audience_sha256": audience_sha256, "customers": sum(sheet["rows"] for sheet in worksheets)}
     payload = {"job": RESPONSE_JOB, "config": config, "worksheets": worksheets, "audience_sha256": audience_sha256}
-    return _run_intent(settings, RESPOND, day, payload, caller, about=ALERT_TYPE, approval=approval)
+    return _run(settings, RESPOND, day, payload, caller, about=ALERT_TYPE, approval=approval)
 
 
 def export_run(settings: Settings, day: date, keys: list[str], caller: str) -> Draft:
     """The run that delivers planned exports."""
     payload = {"job": EXPORT_JOB, "config": {"ops": {"export_lists": {"config": {"keys": keys}}}}}
-    return _run_intent(settings, EXPORT, day, payload, caller, about="+".join(keys))
+    return _run(settings, EXPORT, day, payload, caller, about="+".join(keys))
 
 
 def export_list(

@@ -186,6 +186,7 @@ class Actor:
         version = f"{proposal.version[:16]}:{proposal.audience_sha256[:16]}:{proposal.decision.seq}"
         dagster = Dagster.connect(settings)
         row, known = asked.ask(self._engine, draft, version, self._clock(), caller, {}, spent=lambda row: _spent(dagster, row))
+        known = known and row["state"] == ledger.SENT  # one that waited for this very person is triggered by them
         if confirmed and row["state"] == ledger.AWAITING:
             with suppress(LedgerError):  # another client's person was faster
                 ledger.decide_approval(

@@ -16,6 +16,7 @@ import duckdb
 
 from retention_ops.detect.explain import gate_sentence, sentences_for
 from retention_ops.errors import PackError
+from retention_ops.execute.asked import CALLER_TAG, DATE_TAG
 from retention_ops.execute.destinations.dagster import Dagster, Run
 from retention_ops.execute.destinations.seam import DestinationError
 from retention_ops.package.pack import Pack, find_pack, pack_days, plain
@@ -334,11 +335,11 @@ def _told(a: DaySummary, b: DaySummary, changes: dict[str, float | None]) -> lis
 
 
 def _told_of(id: str, run: Run, url: str) -> RunStatus:
-    day = run.tags.get("dagster/partition") or run.tags.get("retention_ops/date")
+    day = run.tags.get("dagster/partition") or run.tags.get(DATE_TAG)
     words = {"SUCCESS": "The run succeeded.", "FAILURE": "The run failed; its page says where.", "CANCELED": "The run was stopped."}
     return RunStatus(
         id=id, status=run.status, finished=run.ended, run_id=run.run_id, run_url=url, job=run.job, date=day,
-        requested_by=run.tags.get("retention_ops/requested_by"), started_at=_iso(run.started_at), ended_at=_iso(run.ended_at),
+        requested_by=run.tags.get(CALLER_TAG), started_at=_iso(run.started_at), ended_at=_iso(run.ended_at),
         message=words.get(run.status, "The run is not over yet."), data_fields=["requested_by"],
         next=None if run.ended else f'get_run_status(run_id="{run.run_id}")',
     )

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from retention_ops_tests.execute.stage import database_url, postgres_url
 from retention_ops_tests.serve.house import House, opened, template_home
+
+__all__ = ["database_url", "house", "postgres_url", "served"]
 
 
 @pytest.fixture(scope="session")

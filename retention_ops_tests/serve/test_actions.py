@@ -176,6 +176,15 @@ def test_a_confirmed_playbook_is_answered_once(house, mode):
     assert event["actor"].startswith("mcp:stdio:")
 
 
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_the_same_on_postgres(served, tmp_path, database_url):
+    with opened(served, tmp_path, ops_database_url=database_url) as house:
+        assert house.call("build_priority_queue", date=str(DAY))["status"] == "done"
+        assert trigger(house, person=None)["status"] == "pending_approval" and trigger(house)["status"] == "triggered"
+        assert export(house)["rows_exported"] == 3
+        assert [event["outcome"] for event in house.events("mcp_call")] == ["ok", "ok", "asked back", "ok", "ok"]
+
+
 @MODES
 def test_what_a_person_declines_does_not_happen(house, mode):
     told = trigger(house, mode, person=says(False))
