@@ -54,6 +54,9 @@ def mcp(
         raise UsageError("--host, --allow-host and --no-auth belong to --http PORT")
     if no_auth and not is_loopback(host):
         raise UsageError("--no-auth is for loopback only; set RETENTION_OPS_MCP_TOKENS to listen elsewhere")
+    names = [*(allow_host or []), *filter(None, (name.strip() for name in settings.mcp_allowed_hosts.split(",")))]
+    if not is_loopback(host) and not names:
+        raise UsageError("say by which name callers address this server: --allow-host NAME (any other Host is refused)")
     tokens = None
     if http is not None and not no_auth:
         secret = Secrets().mcp_tokens
@@ -65,7 +68,6 @@ def mcp(
         if http is None:
             server.run("stdio")
             return
-        names = [*(allow_host or []), *filter(None, (name.strip() for name in settings.mcp_allowed_hosts.split(",")))]
         shared.err.print(f"MCP server on http://{host}:{http}/mcp for {escape(str(settings.home))}. Stop with Ctrl-C.", soft_wrap=True)
         serve(server, host, http, names)
 

@@ -147,6 +147,7 @@ def build_server(
     _prompts(server, desk)
     if more:
         more(server)
+    # the SDK has no public way to the argument models; its minor version is pinned
     registered = {each.name: (known.get(each.name, READ), each) for each in server._tool_manager.list_tools()}
     hidden = {name: f"It belongs to the toolset {toolset}, which this server does not offer." for name, toolset in known.items()
               if name not in registered}

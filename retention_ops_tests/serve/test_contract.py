@@ -102,6 +102,7 @@ def test_dates_and_tables_are_completed(house):
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["mcp", "--http", "8765"], 1, "RETENTION_OPS_MCP_TOKENS"),
     (["mcp", "--http", "8765", "--no-auth", "--host", "0.0.0.0"], 2, "loopback only"),
+    (["mcp", "--http", "8765", "--host", "0.0.0.0"], 2, "--allow-host NAME"),
     (["mcp", "--host", "0.0.0.0"], 2, "belong to --http"),
     (["mcp", "--toolsets", "write"], 2, "read, actions or read,actions"),
 ])
