@@ -36,7 +36,7 @@ from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import connection_config
 from retention_ops.warehouse.dialect import parquet_scan
 from retention_ops.warehouse.freshness import Changes
-from retention_ops.warehouse.lake import Lake, read_provenance
+from retention_ops.warehouse.lake import Lake
 
 METRIC_DAYS = 14
 BRIEF_CHARACTERS = 12_000
@@ -84,9 +84,7 @@ class Reader:
                                                                                    else by_person))
 
     def _stale(self, table: str, day: date) -> bool:
-        with self.lake.connection() as connection:
-            made_from = read_provenance(connection, self.lake.path(table, day))
-        return Changes(self.lake).since(made_from.get("orders_version", ""), day)
+        return Changes(self.lake).since(self.lake.provenance(table, day).get("orders_version", ""), day)
 
     def _alert(self, day: date) -> dict[str, Any]:
         self._require("alert_logic", day)
@@ -99,8 +97,12 @@ class Reader:
             names = [column[0] for column in found.description]
             return [dict(zip(names, map(plain, row), strict=True)) for row in found.fetchall()]
 
+    def _from(self, table: str, *days: date, options: str = "") -> str:
+        """Exactly these partitions, never a view over all of them."""
+        return parquet_scan(*(self.lake.path(table, day) for day in days), options=options)
+
     def _read(self, table: str, day: date) -> list[dict[str, Any]]:
-        return self._rows(f"SELECT * FROM {parquet_scan(self.lake.path(table, day))}")
+        return self._rows(f"SELECT * FROM {self._from(table, day)}")
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Reader:
             return []
         rows = self._rows(
             "SELECT alert_date, current_value, baseline_value, severity, alert_flag FROM "
-            f"{parquet_scan(*(self.lake.path('alert_logic', each) for each in days))} ORDER BY alert_date"
+            f"{self._from('alert_logic', *days)} ORDER BY alert_date"
         )
         return [MetricDay(date=row["alert_date"], at_risk_pct=row["current_value"], baseline_pct=row["baseline_value"],
                           severity=row["severity"], alert_flag=row["alert_flag"]) for row in rows]
@@ -139,7 +141,7 @@ class Reader:
             return None
         rows = self._rows(
             "SELECT churn_risk_level, COUNT(*) AS customers FROM "
-            f"{parquet_scan(self.lake.path('churn_detection', day))} WHERE retention_status = 'AT_RISK' GROUP BY 1"
+            f"{self._from('churn_detection', day)} WHERE retention_status = 'AT_RISK' GROUP BY 1"
         )
         counts = {row["churn_risk_level"]: row["customers"] for row in rows}
         return {level: counts.get(level, 0) for level in LEVELS}
@@ -149,7 +151,7 @@ class Reader:
         if not self.lake.exists("customer_priority", day):
             return None
         rows = self._rows(
-            f"SELECT priority_tier, COUNT(*) AS customers FROM {parquet_scan(self.lake.path('customer_priority', day))} GROUP BY 1"
+            f"SELECT priority_tier, COUNT(*) AS customers FROM {self._from('customer_priority', day)} GROUP BY 1"
         )
         counts = {row["priority_tier"]: row["customers"] for row in rows}
         return {tier: counts.get(tier, 0) for tier in TIERS}
@@ -158,14 +160,13 @@ class Reader:
         build = f'build_priority_queue(date="{day}")'
         self._require("churn_detection", day, build)
         self._require("customer_priority", day, build)
-        churn = self._rows(f"SELECT * FROM {parquet_scan(self.lake.path('churn_detection', day))} WHERE customer_id = ?", customer_id)
+        churn = self._rows(f"SELECT * FROM {self._from('churn_detection', day)} WHERE customer_id = ?", customer_id)
         if not churn:
             raise Refused(f"Customer {quoted(customer_id)} has no order by {day}.",
                           "ids exactly as in the orders; a date after their first order", f'get_operational_context(date="{day}")')
-        path = self.lake.path("customer_priority", day)
-        queue = parquet_scan(path, options=", file_row_number = true")
+        queue = self._from("customer_priority", day, options=", file_row_number = true")
         queued = self._rows(f"SELECT * FROM {queue} WHERE customer_id = ?", customer_id)
-        length = self._rows(f"SELECT COUNT(*) AS listed FROM {parquet_scan(path)}")[0]["listed"]
+        length = self._rows(f"SELECT COUNT(*) AS listed FROM {self._from('customer_priority', day)}")[0]["listed"]
         opted_out = self._opted_out(customer_id, day)
         row = {**churn[0], **opted_out, "priority": queued[0] if queued else None}
         row["rank"] = queued[0]["file_row_number"] + 1 if queued else None  # stored in the queue's order
