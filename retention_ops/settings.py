@@ -156,6 +156,15 @@ class Settings(BaseSettings):
     mail_from: str = Field("", description="sender's address")
     mail_to: str = Field("", description="receivers' addresses, separated by commas")
 
+    # MCP server
+    mcp_toolsets: str = Field(
+        "read,actions", description="toolsets the MCP server offers: read, actions, or both", pattern=r"^(read|actions)(,(read|actions))*$",
+    )
+    mcp_read_only: bool = Field(False, description="the MCP server offers the toolset read only, whatever else is set")
+    mcp_export_limit: int = Field(1000, description="most customers one export_audience call may hand over", ge=1, le=100_000)
+    mcp_wait_seconds: int = Field(45, description="how long a tool waits for its run before it answers `running`, seconds", ge=0, le=600)
+    mcp_allowed_hosts: str = Field("", description="names, separated by commas, by which the MCP server may be addressed besides loopback")
+
     # keeping
     snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0, le=36500)
     pack_keep_days: int = Field(90, description="days a pack is kept after it was built; a range builds its newest so many", gt=0, le=36500)
@@ -259,11 +268,15 @@ class Secrets(BaseSettings):
     webhook_secret: SecretStr | None = Field(None, description="whsec_... of Standard Webhooks; the receiver verifies with it")
     webhook_apikey: SecretStr | None = Field(None, description="Make.com's x-make-apikey, where the hook asks for one")
     smtp_password: SecretStr | None = Field(None, description="mail server login")
+    mcp_tokens: SecretStr | None = Field(
+        None, description="callers of the MCP server over HTTP: name:scope+scope:token, separated by commas; scopes read, actions",
+    )
 
     def values(self) -> list[str]:
         """Every secret in clear, for `redact`: longest first."""
-        given = (getattr(self, name) for name in type(self).model_fields)
-        return sorted((item.get_secret_value() for item in given if item), key=len, reverse=True)
+        given = [item.get_secret_value() for item in (getattr(self, name) for name in type(self).model_fields) if item]
+        tokens = [part.split(":", 2)[-1].strip() for part in self.mcp_tokens.get_secret_value().split(",")] if self.mcp_tokens else []
+        return sorted(filter(None, [*given, *tokens]), key=len, reverse=True)
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -79,6 +79,7 @@ def _installation(settings: Settings) -> Iterator[Any]:
     yield from _database(settings)
     yield _mode(settings)
     yield _daemon(settings)
+    yield from _webserver(settings)
     yield from _people(settings)
     yield from _secrets_in_env_file()
     yield _lists(settings)
@@ -129,6 +130,14 @@ def _mode(settings: Settings) -> Any:
         return _finding("mode", None, f"{settings.mode}, but every destination is local: nothing leaves this machine",
                         "choose where answers go: RETENTION_OPS_MESSAGES_TO, _TICKETS_TO, _LISTS_TO, _WEBHOOK_TO")
     return _finding("mode", True, f"{settings.mode}: {means[settings.mode]} (RETENTION_OPS_MODE)")
+
+
+def _webserver(settings: Settings) -> Iterator[Any]:
+    """What the MCP server's write tools need: Dagster's own address, serving this very home."""
+    from retention_ops.execute.destinations.dagster import Dagster
+
+    if shared.has_database(settings):
+        yield from Dagster.connect(settings).check()
 
 
 def _daemon(settings: Settings) -> Any:

@@ -89,7 +89,13 @@ def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict
     row["rank"] = int(queued.index[0]) + 1 if len(queued) else None
     opted_out = no_contact(lake, day)
     row["refused_consent"], row["suppressed"] = customer_id in opted_out.refused, customer_id in opted_out.suppressed
-    return row, [*_signals(row, day, currency, lake.settings), *_tier(row, len(queue), lake.settings)]
+    return row, sentences_for(row, day, currency, len(queue), lake.settings)
+
+
+def sentences_for(row: dict[str, Any], day: date, currency: str, listed: int, settings: Settings) -> list[str]:
+    """Every signal and the tier in sentences. `row` is a churn_detection row with priority (its row of the queue of `listed`, or None),
+    rank, refused_consent and suppressed."""
+    return [*_signals(row, day, currency, settings), *_tier(row, listed, settings)]
 
 
 def _signals(row: dict[str, Any], day: date, currency: str, settings: Settings) -> list[str]:

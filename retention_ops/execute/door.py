@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import SettingsError
 from retention_ops.execute import ledger, wording
+from retention_ops.execute.destinations.choice import BUILD
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
     CannotTell,
@@ -31,11 +32,14 @@ from retention_ops.execute.destinations.seam import (
     Rejected,
     Table,
     Throttled,
+    Unreachable,
 )
 from retention_ops.execute.ledger import CANCELLED, FAILED, NEEDS_HUMAN, PLANNED, SENT, UNKNOWN, Row
 from retention_ops.execute.redact import redact
 
 HALTED = "halted"
+STAYS_HERE = (BUILD,)
+"""kinds that only compute: detection and packs go on whatever the mode and the kill switch say"""
 ASK_AGAIN_SECONDS = 60
 """after a look-up that got no answer"""
 MAX_ATTEMPTS = 8
@@ -127,6 +131,8 @@ class Door:
 
     def _closed(self, row: Row) -> str:
         """Why nothing may leave now, or nothing. Read after the claim, just before sending."""
+        if row["kind"] in STAYS_HERE:
+            return ""
         halted = ledger.read_state(self.engine, HALTED)
         if halted and halted["value"] == "yes":
             return f"{wording.HALTED_BY} {halted['by']}: {halted['why']}"
@@ -157,6 +163,8 @@ class Door:
             receipt = destination.update(action) if lookup.repeatable and action.parent else destination.send(action)
         except Conflict as conflict:
             receipt = conflict.existing
+        except Unreachable as nobody:
+            return self._give_back(row, worker, PLANNED, self._text(nobody), tried=False), None
         except Throttled as throttled:
             state = NEEDS_HUMAN if row["attempts"] >= MAX_ATTEMPTS else PLANNED
             wait = max(throttled.retry_after, 0.01)

@@ -10,12 +10,15 @@ from typing import Any
 
 import dagster as dg
 
+from retention_ops.execute import ledger
+from retention_ops.execute.asked import EXPORT_JOB, RESPONSE_JOB
 from retention_ops.execute.gate import Decision
 from retention_ops.execute.respond import Responder, links_of
 from retention_ops.execute.trail import digest_of, markdown, publish_log
 from retention_ops.orchestration import Loop, open_responder
+from retention_ops.package.pack import alert_version
 
-RESPONSE_JOB, FOLLOW_UP_JOB = "incident_response_job", "response_follow_up"
+FOLLOW_UP_JOB = "response_follow_up"
 LIMITED = {"dagster/max_runtime": "300"}
 """a run whose worker and code server were killed together stays "started"; after so many seconds it counts as failed"""
 
@@ -24,6 +27,16 @@ class AlertDates(dg.Config):
     """Which flagged dates to answer, YYYY-MM-DD; several where they are history."""
 
     alert_dates: list[str]
+    mode: str = ""
+    """the mode in which a person approved the answer; another one fails"""
+    version: str = ""
+    """the alert's version that person saw"""
+
+
+class ListsToExport(dg.Config):
+    """Keys of planned exports."""
+
+    keys: list[str]
 
 
 def _days(passed: dict) -> list[date]:
@@ -34,10 +47,20 @@ def _days(passed: dict) -> list[date]:
 def gate(context: dg.OpExecutionContext, config: AlertDates, loop: dg.ResourceParam[Loop]) -> dict:
     passed = {}
     with open_responder(loop, context.run.run_id) as responder:
+        _as_approved(responder, config)
         for day in sorted(set(config.alert_dates)):
             passed[day] = _tried(responder, lambda day=day: _plain(responder.gate(date.fromisoformat(day))))
             context.log.info(f"{day}: {passed[day].get('verdict', 'failed')}: {passed[day].get('reason') or passed[day]['problem']}")
     return passed
+
+
+def _as_approved(responder: Responder, config: AlertDates) -> None:
+    """Raises Failure, with nothing answered or logged, where this is not what a person approved."""
+    if config.mode and config.mode != responder.settings.mode:
+        raise dg.Failure(f"asked for in mode {config.mode}, but this Dagster runs in mode {responder.settings.mode}: nothing was answered")
+    for day in config.alert_dates if config.version else ():
+        if alert_version(responder.gatekeeper.alert(date.fromisoformat(day))) != config.version:
+            raise dg.Failure(f"the alert of {day} changed since its answer was asked for: look at it again, nothing was answered")
 
 
 @dg.op(description="Builds or finds the Action Pack, proves it, and writes decision, intents and reservations in one transaction.")
@@ -114,6 +137,19 @@ def follow_up(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop]) -> N
         raise dg.Failure("not everything could be done and that is logged: " + "; ".join(failed))
 
 
+@dg.op(description="Hands planned exports over, after consent and suppressions were read once more.")
+def export_lists(context: dg.OpExecutionContext, config: ListsToExport, loop: dg.ResourceParam[Loop]) -> None:
+    failed = []
+    with open_responder(loop, context.run.run_id) as responder:
+        for key in config.keys:
+            row = responder.door.deliver(key, responder.patience)
+            said = f"{row['alert_date']}: {row['kind']} by {row['destination']} {row['state']}"
+            context.log.info(said + (f" ({row['last_error']})" if row["last_error"] else ""))
+            failed += [said] if row["state"] not in (ledger.SENT, ledger.PLANNED, ledger.AWAITING) else []
+    if failed:
+        raise dg.Failure("not everything could be exported: " + "; ".join(failed))
+
+
 def _show(context: dg.OpExecutionContext, loop: Loop, responder: Responder, days: list[date], rows: list[dict]) -> None:
     """The audit trail in the UI: one materialization per date with its links, the log as a table, history as one digest."""
     total = publish_log(loop.lake, responder.engine, days)
@@ -161,6 +197,12 @@ def incident_response_job() -> None:
     planned = plan(gate())
     message, opened, lists = slack(planned), ticket(planned), sheets(planned)
     record(planned, [message, opened, lists, webhook(planned, after=[message, opened, lists])])
+
+
+@dg.job(name=EXPORT_JOB, executor_def=dg.in_process_executor, tags=LIMITED,
+        description="Hands over the lists somebody asked for: each exactly once, or held for a person.")
+def export_audience_job() -> None:
+    export_lists()
 
 
 @dg.job(name=FOLLOW_UP_JOB, executor_def=dg.in_process_executor, tags=LIMITED,

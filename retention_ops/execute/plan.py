@@ -18,6 +18,7 @@ from retention_ops.clock import Clock
 from retention_ops.errors import LedgerError, PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import chosen, target_of
+from retention_ops.execute.destinations.choice import RUN_SLOT
 from retention_ops.execute.gate import ACTED, PASSED, Decision, Gate
 from retention_ops.execute.ledger import Intent
 from retention_ops.log import exposures
@@ -127,7 +128,9 @@ class Planner:
         """Lists of an earlier answer of D that have not left never will: this answer brings its own. A retraction takes back
         everything of D that has not left."""
         table = ledger.actions
-        query = sa.select(table.c.key).where(table.c.alert_date == day, table.c.mode == self.settings.mode).order_by(table.c.position)
+        query = sa.select(table.c.key).where(
+            table.c.alert_date == day, table.c.mode == self.settings.mode, table.c.slot != RUN_SLOT,
+        ).order_by(table.c.position)
         if decision.verdict != "retract":
             query = query.where(table.c.slot == "sheets")
         for key in connection.execute(query).scalars().all():

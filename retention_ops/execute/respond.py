@@ -21,6 +21,7 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import LedgerError, PackError, RetentionOpsError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
+from retention_ops.execute.destinations.choice import ASKED_SLOTS, BUILD, EXPORT_SLOT, RUN_SLOT
 from retention_ops.execute.destinations.seam import Destination, Table
 from retention_ops.execute.door import Content, Door, ListChanged, Obsolete
 from retention_ops.execute.gate import ALERT_TYPE, Decision, Gate
@@ -112,9 +113,10 @@ class Responder:
         return rows
 
     def actions(self, day: date, slot: str | None = None) -> list[ledger.Row]:
-        """D's actions in this mode, in the order they were planned."""
+        """What answers D in this mode, in the order it was planned."""
         where = {"slot": slot} if slot else {}
-        return ledger.find(self.engine, alert_date=day, mode=self.settings.mode, **where)
+        found = ledger.find(self.engine, alert_date=day, mode=self.settings.mode, **where)
+        return found if slot else [row for row in found if row["slot"] not in ASKED_SLOTS]
 
     def _deliver(self, row: ledger.Row) -> ledger.Row:
         if row["slot"] != "sheets":
@@ -135,7 +137,7 @@ class Responder:
         """
         if row["state"] not in (ledger.PLANNED, ledger.AWAITING):
             return row
-        sha = audience_sha256(self._lists(row["alert_date"]))
+        sha = audience_sha256(self.lists(row["alert_date"]))
         alert = self.gatekeeper.alert(row["alert_date"])
         if sha == row["payload"]["audience_sha256"] or not alert["alert_flag"]:
             return row
@@ -200,15 +202,18 @@ class Responder:
 
     # -- what the door asks for ----------------------------------------------------------------------------------------
 
-    def _lists(self, day: date) -> dict[str, Audience]:
+    def lists(self, day: date) -> dict[str, Audience]:
+        """Who may be contacted for D, by what is known at this moment."""
         return current_audiences(self.lake, day, exposures.handed_over_around(self.engine, day, self.settings.handover_cooldown_days))
 
     def _load(self, row: ledger.Row) -> Content:
         """Files and lists, read now: nobody who said no since the list was planned is on it."""
         day = row["alert_date"]
         self._still_wanted(row)
+        if row["slot"] in ASKED_SLOTS:
+            return self._asked_for(row)
         if row["slot"] == "sheets":
-            lists = self._lists(day)
+            lists = self.lists(day)
             if audience_sha256(lists) != row["payload"]["audience_sha256"]:
                 raise ListChanged(f"the list of {day} changed since it was planned")
             if row["destination"] == "local" and self._files(day) != row["payload"]["audience_sha256"]:
@@ -225,6 +230,25 @@ class Responder:
             if row["kind"] == "chart":
                 raise PackError(f"the Action Pack of {day} is gone, and its chart with it; `retention-ops run --date {day}` builds it")
         return Content()
+
+    def _asked_for(self, row: ledger.Row) -> Content:
+        """What was asked for names the lists it was shown; where they changed since, it has to be asked for again."""
+        payload, day = row["payload"], row["alert_date"]
+        if "audience_sha256" not in payload:
+            return Content()
+        lists = self.lists(day)
+        if audience_sha256(lists) != payload["audience_sha256"]:
+            raise Obsolete(f"the lists of {day} changed since it was asked for; ask again")
+        if row["slot"] == RUN_SLOT:
+            return Content()
+        (sheet,) = payload["worksheets"]
+        cut = lists[sheet["tier"]].first(sheet["rows"])
+        self._remember(row, {sheet["tier"]: cut})
+        if row["kind"] == "export":
+            return Content(files={sheet["file"]: cut.csv.encode()})
+        if row["destination"] == "local":
+            return Content()
+        return Content(tables={sheet["title"]: Table(*map(tuple, allowed_table(cut, row["destination"])))})
 
     def _files(self, day: date) -> str:
         """The hash of the list files in D's pack, which are what `local` hands over; built anew where another mode replaced them."""
@@ -255,7 +279,7 @@ class Responder:
 
     def _recorded(self, connection: Connection, row: ledger.Row) -> None:
         """In the transaction that records a hand-over: every customer of it, treated or held out."""
-        if row["slot"] != "sheets" or row["mode"] not in exposures.REAL_MODES or row["incident_id"] is None:
+        if row["slot"] not in ("sheets", EXPORT_SLOT) or row["mode"] not in exposures.REAL_MODES or row["incident_id"] is None:
             return
         remembered = exposures.take_remembered(connection, row["key"])
         if remembered is None:
@@ -381,7 +405,7 @@ class Responder:
         touched: dict[date, None] = {}
         problems: dict[date, str] = {}
         for row in ledger.due(self.engine, self.clock(), grace_seconds):
-            if row["mode"] != self.settings.mode:
+            if row["mode"] != self.settings.mode and row["kind"] != BUILD:
                 continue
             before = [row[name] for name in MOVES]
             try:
@@ -389,6 +413,8 @@ class Responder:
             except Exception as error:  # one that cannot be moved must not hold up the others
                 problems[row["alert_date"]] = self.text(error)
                 continue
+            if row["slot"] in ASKED_SLOTS:
+                continue  # no answer to an alert, so no row of the log
             if [done[name] for name in MOVES] != before and not switched_off(done):
                 touched[row["alert_date"]] = None
         written = []

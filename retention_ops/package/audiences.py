@@ -13,7 +13,7 @@ import hmac
 import io
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -124,6 +124,20 @@ class Audience:
     """over the rows without created_at; the manifest's `files` has the hash of the file itself"""
     table: pd.DataFrame = field(compare=False, repr=False)
     """the rows, in COLUMNS"""
+    queue: tuple[str, ...] = field(compare=False, repr=False, default=())
+    """everybody of the tier, on the list or not, in its order"""
+
+    def first(self, limit: int) -> Audience:
+        """The list cut to its first `limit` rows; of those held out, the ones who would have stood among them."""
+        if limit >= self.rows:
+            return self
+        table = self.table.head(limit)
+        before = set(self.queue[: self.queue.index(table["customer_id"].iloc[-1]) + 1])
+        return replace(
+            self, rows=limit, table=table, treated_ids=self.treated_ids[:limit], new=int(table["new_since_handover"].sum()),
+            holdout_ids=tuple(customer_id for customer_id in self.holdout_ids if customer_id in before),
+            content_sha256=_fingerprint(table),
+        )
 
     @property
     def csv(self) -> str:
@@ -172,8 +186,6 @@ def build_audience(tier: str, day: date, priority: pd.DataFrame, left_out: LeftO
     )[COLUMNS]
     counts = Counter(reasons)
     order = (NO_CONSENT, SUPPRESSED, HOLDOUT, cooldown_reason(left_out.cooldown_days))
-    # created_at differs between two builds of the same list, so it is outside the hash
-    fingerprint = to_csv(table, [name for name in COLUMNS if name != "created_at"])
     return Audience(
         tier=tier,
         file=f"audience_{tier}_{day:%Y-%m-%d}.csv",
@@ -183,9 +195,15 @@ def build_audience(tier: str, day: date, priority: pd.DataFrame, left_out: LeftO
         new=before.count(None),
         treated_ids=tuple(table["customer_id"]),
         holdout_ids=tuple(customer_id for customer_id, reason in zip(ids, reasons, strict=True) if reason == HOLDOUT),
-        content_sha256=hashlib.sha256(fingerprint.encode()).hexdigest(),
+        content_sha256=_fingerprint(table),
         table=table,
+        queue=tuple(ids),
     )
+
+
+def _fingerprint(table: pd.DataFrame) -> str:
+    # created_at differs between two builds of the same list, so it is outside the hash
+    return hashlib.sha256(to_csv(table, [name for name in COLUMNS if name != "created_at"]).encode()).hexdigest()
 
 
 def build_audiences(day: date, priority: pd.DataFrame, left_out: LeftOut) -> dict[str, Audience]:

@@ -132,12 +132,13 @@ class Store(Generic[V]):
     def current(self) -> V | None:
         """The version CURRENT names. Raises RetentionOpsError when it cannot be read."""
         try:
-            name = json.loads((self.folder / "CURRENT").read_text())["version"]
-            return self._read(self.folder / f"version={name}")
-        except FileNotFoundError as error:
-            if (self.folder / "CURRENT").exists():
-                raise RetentionOpsError(f"{self.folder}/CURRENT names a version that is not there; restore it") from error
+            named = (self.folder / "CURRENT").read_bytes()
+        except FileNotFoundError:  # asked once: another ingest may put the first one in place right after
             return None
+        try:
+            return self._read(self.folder / f"version={json.loads(named)['version']}")
+        except FileNotFoundError as error:
+            raise RetentionOpsError(f"{self.folder}/CURRENT names a version that is not there; restore it") from error
         except (ValueError, KeyError, TypeError) as error:
             raise RetentionOpsError(f"{self.folder}/CURRENT or its version.json is damaged; restore it") from error
 

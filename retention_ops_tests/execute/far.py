@@ -20,9 +20,11 @@ from typing import Any, ClassVar
 import requests
 
 from retention_ops.clock import Clock
+from retention_ops.execute import ledger
 from retention_ops.execute.destinations.asana import Asana
+from retention_ops.execute.destinations.dagster import KEY_TAG, Dagster
 from retention_ops.execute.destinations.jira import Jira
-from retention_ops.execute.destinations.local import Local
+from retention_ops.execute.destinations.local import EXPORTS, Local
 from retention_ops.execute.destinations.mail import Mail
 from retention_ops.execute.destinations.roundup import Roundup
 from retention_ops.execute.destinations.seam import Destination, Table
@@ -41,6 +43,7 @@ from retention_ops_tests.execute.servers import roundup as roundup_server
 from retention_ops_tests.execute.servers import slack as slack_server
 from retention_ops_tests.execute.servers import webhook as webhook_server
 from retention_ops_tests.execute.servers.asana import FakeAsana
+from retention_ops_tests.execute.servers.dagster import DagsterServer
 from retention_ops_tests.execute.servers.jira import FakeJira
 from retention_ops_tests.execute.servers.loopback import FAULTS, Fault
 from retention_ops_tests.execute.servers.mail import MailServer
@@ -61,6 +64,8 @@ TABLES = {
     "P2 list": Table(("customer_id", "revenue"), [("c-3", 40)]),
 }
 
+DAGSTER_HOME = "0" * 32
+
 CONNECT: dict[str, Callable[..., Destination]] = {
     "slack": lambda settings, secrets, clock, patience: Slack.connect(settings, secrets, "live", timeout=patience),
     "jira": lambda settings, secrets, clock, patience: Jira.connect(settings, secrets, "live", (5, patience)),
@@ -69,6 +74,7 @@ CONNECT: dict[str, Callable[..., Destination]] = {
     "sheets": lambda settings, secrets, clock, patience: Sheets.connect(settings, secrets, "live", (5, patience)),
     "webhook": lambda settings, secrets, clock, patience: Webhook.connect(settings, secrets, "live", clock, (5, patience)),
     "mail": lambda settings, secrets, clock, patience: Mail.connect(settings, secrets, "live", timeout=patience),
+    "dagster": lambda settings, secrets, clock, patience: Dagster(settings.dagster_url, DAGSTER_HOME, (5, patience)),
     "local": lambda settings, secrets, clock, patience: Local(settings, "live"),
 }
 
@@ -377,6 +383,24 @@ class MailFar(Far):
         return [name for name in sent if row["key"] in name]
 
 
+class DagsterFar(Far):
+    """Our own Dagster: a run is there when one bears the key."""
+
+    def start(self, stack: ExitStack, folder: Path, clock: Clock) -> None:
+        self.server = stack.enter_context(DagsterServer(DAGSTER_HOME))
+        self.settings = {"dagster_url": self.server.url}
+
+    def reset(self) -> None:
+        self.server.runs.clear()
+
+    def payload(self, kind: str, case: str) -> dict[str, Any]:
+        return {"job": "a_job", "tags": {"case": case}}
+
+    def ids(self, row: Row) -> list[str]:
+        tag = {"key": KEY_TAG, "value": row["key"]}
+        return [run["runId"] for run in self.server.runs if tag in run["tags"]]
+
+
 class LocalFar(Far):
     """The outbox of a pack: no wire, so only kills and a full ledger can hit it."""
 
@@ -386,7 +410,11 @@ class LocalFar(Far):
     day: date
 
     def payload(self, kind: str, case: str) -> dict[str, Any]:
-        return {"text": case}
+        sheet = {"title": "P1 list", "tier": "P1", "file": f"{ledger.digest(case)[:12]}.csv", "rows": 2, "excluded": {}}
+        return {"text": case} | ({"worksheets": [sheet]} if kind == "export" else {})
+
+    def load(self, row: Row) -> Content:
+        return Content(files={row["payload"]["worksheets"][0]["file"]: row["key"].encode()} if row["kind"] == "export" else {})
 
     def target(self, kind: str, settings: Settings) -> str:
         return f"{self.day}/{self.slots.get(kind, 'ticket')}_{kind}"
@@ -400,6 +428,10 @@ class LocalFar(Far):
     def ids(self, row: Row) -> list[str]:
         pack = find_pack(Settings(_env_file=None, home=self.home), self.day)
         verify(pack)
+        if row["kind"] == "export":
+            file = f"{EXPORTS}/{row['payload']['worksheets'][0]['file']}"
+            path = pack.folder / file
+            return [f"local:{self.day}/{file}"] if path.is_file() and path.read_text() == row["key"] else []
         path = pack.folder / OUTBOX / f"{row['target'].partition('/')[2]}.json"
         found = json.loads(path.read_text())["idempotency_key"] if path.is_file() else ""
         return [f"local:{row['target']}"] if found == row["key"] else []
@@ -493,6 +525,7 @@ def fars() -> list[Far]:
         SheetsFar(label="sheets", slot="sheets", destination="sheets"),
         *(WebhookFar(label=label, slot="webhook", destination="webhook") for label in webhooks),
         MailFar(label="mail", slot="mail", destination="mail"),
+        DagsterFar(label="dagster", slot="run", destination="dagster"),
         LocalFar(label="local", slot="ticket", destination="local"),
     ]
 

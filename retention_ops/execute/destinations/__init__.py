@@ -45,6 +45,10 @@ def connect(name: str, settings: Settings, secrets: Secrets, mode: str, clock: C
             from retention_ops.execute.destinations.mail import Mail
 
             return Mail.connect(settings, secrets, mode)
+        case "dagster":
+            from retention_ops.execute.destinations.dagster import Dagster
+
+            return Dagster.connect(settings)
     raise SettingsError(f"there is no destination {name!r}")
 
 

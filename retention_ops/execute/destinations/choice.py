@@ -6,6 +6,11 @@ from retention_ops.settings import Settings
 
 SLOTS = ("slack", "ticket", "sheets", "webhook")
 """in the order they are served"""
+RUN_SLOT, EXPORT_SLOT = "run", "export"
+ASKED_SLOTS = (RUN_SLOT, EXPORT_SLOT)
+"""what somebody asked for from outside; no answer to an alert waits for it or is judged by it"""
+BUILD, RESPOND, EXPORT = "build", "respond", "export"
+"""kinds of runs of our own Dagster"""
 TARGET_SETTING = {"slack": "slack_channel", "ticket": "ticket_project", "sheets": "sheets_spreadsheet"}
 
 

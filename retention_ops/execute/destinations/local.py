@@ -12,7 +12,8 @@ from retention_ops.execute.destinations.seam import Finding, Lookup, Outgoing, R
 from retention_ops.package.pack import OUTBOX, add_files, find_pack
 from retention_ops.settings import Settings
 
-KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "resolve", "publish", "mail")
+EXPORTS = "exports"
+KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "resolve", "publish", "mail", "export")
 
 
 class Local:
@@ -27,6 +28,8 @@ class Local:
 
     def send(self, action: Outgoing) -> Receipt:
         day, _, name = action.target.partition("/")
+        if action.kind == "export":
+            return self._keep(action, day)
         file = f"{OUTBOX}/{name}.json"
         slot = name.partition("_")[0]
         body = {
@@ -34,14 +37,24 @@ class Local:
             "in_live_target": target_of(slot, self.settings, "live"),
             "idempotency_key": action.key, "content": dict(action.payload),
         }
+        self._write(day, file, json.dumps(body, indent=1, ensure_ascii=False).encode(), 1)
+        return Receipt(external_id=f"local:{action.target}", detail={"file": file})
+
+    def _keep(self, action: Outgoing, day: str) -> Receipt:
+        """A list somebody asked for as a file: it lies in the pack, and goes when the pack is built again or expires."""
+        (sheet,) = action.payload["worksheets"]
+        file = f"{EXPORTS}/{sheet['file']}"
+        self._write(day, file, action.files[sheet["file"]], sheet["rows"])
+        return Receipt(external_id=f"local:{day}/{file}", detail={"file": file})
+
+    def _write(self, day: str, file: str, data: bytes, rows: int) -> None:
         try:
             pack = find_pack(self.settings, date.fromisoformat(day))
             if pack is None:
                 raise Rejected(f"{day} has no Action Pack to write {file} into; `retention-ops run --date {day}` builds it")
-            add_files(pack, {file: (json.dumps(body, indent=1, ensure_ascii=False).encode(), 1)})
+            add_files(pack, {file: (data, rows)})
         except PackError as error:
             raise Rejected(str(error)) from error
-        return Receipt(external_id=f"local:{action.target}", detail={"file": file})
 
     update = send
 

@@ -33,6 +33,10 @@ class Throttled(DestinationError):
         self.retry_after = retry_after
 
 
+class Unreachable(Throttled):
+    """Nobody is there to be asked, so this was no attempt: whoever passes next tries again."""
+
+
 class Ambiguous(DestinationError):
     """No answer, or one that does not say: it may have happened there or not."""
 
