@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     # macro alert
     warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0, allow_inf_nan=False)
     critical_pct: float = Field(25.0, description="CRITICAL likewise, in %", gt=0, allow_inf_nan=False)
+    shortfall_warning: float = Field(
+        3.0, description="WARNING when fewer customers return than are due by this many times the noise", gt=0, allow_inf_nan=False)
+    shortfall_critical: float = Field(4.5, description="CRITICAL likewise", gt=0, allow_inf_nan=False)
+    min_due: int = Field(20, description="customers due back in a window before it is judged", ge=1)
     min_sample: int = Field(100, description="customers needed before the alert may fire", ge=0)
 
     # priority queue
@@ -239,6 +243,9 @@ class Settings(BaseSettings):
             "warning_pct": float(self.warning_pct),
             "critical_pct": float(self.critical_pct),
             "min_sample": self.min_sample,
+            "shortfall_warning": float(self.shortfall_warning),
+            "shortfall_critical": float(self.shortfall_critical),
+            "min_due": self.min_due,
             "p1_needs_median_revenue": self.p1_min_revenue == "median",
             "vip_revenue_cents": self.vip_revenue * 100,
             "personal_revenue_cents": self.personal_revenue * 100,

@@ -16,7 +16,7 @@ import duckdb
 import pandas as pd
 
 from retention_ops.errors import NoOrders
-from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.catalog import CLOSED_DAYS, RELATIONS, TABLES
 from retention_ops.warehouse.dialect import no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
@@ -31,6 +31,8 @@ INPUT = {
 """table -> the per-day table it reads; base_customers, retention_daily and cohorts read customer_days"""
 
 BASELINE_DAYS = 7
+DUE_DAYS = 385
+"""days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, and the longest window of 14"""
 BATCH_ROWS, BATCH_DAYS = 500_000, 31
 """most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
@@ -73,6 +75,7 @@ class Workspace:
             self._show("customers", self.customers.version)
         else:
             self._replace("VIEW", "customers", no_rows(TABLES["customers"]))
+        self._replace("VIEW", "closed_days", no_rows(CLOSED_DAYS))
 
     def _has_customer_days(self) -> bool:
         """Shows them; False where they are not derived yet, damaged, or have the columns of an older version of this code."""
@@ -111,7 +114,7 @@ class Workspace:
         """Computes `table` as of `day` (and its inputs where they are not at hand)."""
         if self._built.get(table) == (day,):
             return
-        if table in ("retention_daily", "alert_logic"):
+        if table in ("retention_daily", "alert_logic", "returning_customers"):
             self.build_range(table, day, day)
             return
         if table in INPUT:
@@ -121,7 +124,7 @@ class Workspace:
         self._built[table] = (day,)
 
     def build_range(self, table: str, first: date, last: date) -> None:
-        """Computes retention_daily, alert_logic or customer_priority for every day of a range in one pass over the orders."""
+        """Computes retention_daily, alert_logic, returning_customers or customer_priority for every day of a range in one pass over the orders."""
         if self._built.get(table) == (first, last):
             return
         match table:
@@ -129,6 +132,9 @@ class Workspace:
                 self.run(fast_query(table), from_date=first, to_date=last)
             case "alert_logic":
                 self.build_range("retention_daily", first - timedelta(days=BASELINE_DAYS), last)
+                self.run(query(table), from_date=first, to_date=last)
+            case "returning_customers":
+                self.run(fast_query("due_daily"), from_date=first - timedelta(days=DUE_DAYS), to_date=last)
                 self.run(query(table), from_date=first, to_date=last)
             case "customer_priority":
                 self.build_intervals(first, last)
@@ -176,7 +182,7 @@ class Workspace:
 
     def rows(self, table: str, order_by: str | None = None) -> pd.DataFrame:
         """The rows built last, in the table's declared columns and order."""
-        declared = TABLES[table]
+        declared = RELATIONS[table]
         columns = ", ".join(declared.column_names)
         return self.connection.sql(f"SELECT {columns} FROM {table} ORDER BY {order_by or ', '.join(declared.key)}").df()
 

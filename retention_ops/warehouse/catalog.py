@@ -6,7 +6,7 @@ the table dictionary and, in production, BigQuery's DDL. It holds no rule: rules
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GoogleType = Literal["STRING", "DATE", "INT64", "FLOAT64", "BOOL", "TIMESTAMP"]
@@ -224,5 +224,34 @@ PRIORITY_INTERVALS = Table(
         _c("to_day", "INT64", "Its last day within the range, likewise"),
     ))
 
-RELATIONS = {**TABLES, PRIORITY_INTERVALS.name: PRIORITY_INTERVALS}
+CLOSED_DAYS = Table("closed_days", "Days on which the shop does not trade: planned closures and public holidays.", "whole", ("closed_date",), (
+    _c("closed_date", "DATE", "Closed day"),
+    _c("reason", "STRING", "Why", True),
+))
+
+DUE_DAILY = Table(
+    "due_daily", "Customers who could come back on a day, and who did, by rhythm and recency; never stored.", "whole",
+    ("as_of_date", "rhythm", "recency"), (
+        _AS_OF,
+        _c("rhythm", "INT64", "Usual gap: 0 one shopping day, 1..5 below 10, 20, 35, 60, 100 days, 6 slower"),
+        _c("recency", "INT64", "Silence from this many days on"),
+        _c("due", "INT64", "Customers in the cell"),
+        _c("returned", "INT64", "Of these with an order on the day"),
+    ), "as_of_date")
+
+RETURNING_CUSTOMERS = Table(
+    "returning_customers", "Returning customers against what their own rhythm predicts: alert_logic's columns, and how they came about.",
+    "day", ("alert_date", "alert_type", "scope"), (
+        *(replace(column, nullable=True) if column.name.startswith("threshold") else column for column in TABLES["alert_logic"].columns),
+        _c("window_days", "INT64", "Days up to D that fall short most, measured in their noise: 3 to 14", True),
+        _c("observed", "INT64", "Customers who came back in them", True),
+        _c("expected", "FLOAT64", "Customers who were due back, as known before they began", True),
+        _c("expected_low", "FLOAT64", "Below this is WARNING", True),
+        _c("expected_high", "FLOAT64", "As far above", True),
+        _c("overdispersion", "FLOAT64", "Variance of a day's count as a multiple of a Poisson count's, at least 1", True),
+        _c("score", "FLOAT64", "(expected - observed) / sqrt(overdispersion x expected)", True),
+        _c("sentence", "STRING", "The row in words", True),
+    ), "alert_date")
+
+RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURNING_CUSTOMERS)}}
 """everything a rule may yield or read"""
