@@ -171,10 +171,12 @@ measured AS (
   WHERE windows.window_days >= 3 AND windows.day_no >= UNIX_DATE(@from_date)
 ),
 scored AS (
+  -- without a return in 4 weeks nothing is expected, not even nobody
   SELECT
     *,
     (expected - observed) / NULLIF(spread, 0) AS score
   FROM measured
+  WHERE expected IS NOT NULL
 ),
 worst AS (
   -- windows in which too few are due say nothing; where none says anything the longest is shown
@@ -235,7 +237,7 @@ SELECT
   window_days,
   observed,
   expected,
-  CASE WHEN expected > @shortfall_warning * spread THEN expected - @shortfall_warning * spread ELSE 0.0 END AS expected_low,
+  CASE WHEN expected < @shortfall_warning * spread THEN 0.0 ELSE expected - @shortfall_warning * spread END AS expected_low,
   expected + @shortfall_warning * spread AS expected_high,
   overdispersion,
   score,

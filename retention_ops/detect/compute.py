@@ -124,7 +124,7 @@ class Workspace:
         self._built[table] = (day,)
 
     def build_range(self, table: str, first: date, last: date) -> None:
-        """Computes retention_daily, alert_logic, returning_customers or customer_priority for every day of a range in one pass over the orders."""
+        """Computes a table of every day of a range in one pass over the orders."""
         if self._built.get(table) == (first, last):
             return
         match table:

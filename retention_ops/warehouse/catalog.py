@@ -224,7 +224,7 @@ PRIORITY_INTERVALS = Table(
         _c("to_day", "INT64", "Its last day within the range, likewise"),
     ))
 
-CLOSED_DAYS = Table("closed_days", "Days on which the shop does not trade: planned closures and public holidays.", "whole", ("closed_date",), (
+CLOSED_DAYS = Table("closed_days", "Days without trade: planned closures and public holidays.", "whole", ("closed_date",), (
     _c("closed_date", "DATE", "Closed day"),
     _c("reason", "STRING", "Why", True),
 ))

@@ -218,10 +218,11 @@ def _order(table: str) -> list[str]:
 class Reference:
     """One case's tables inside the reference implementation."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, closed_days: Sequence[date] = ()):
         self.case = case
         orders = case.orders
         self._rows: dict[str, list[tuple]] = {"orders": list(orders[TABLES["orders"].column_names].itertuples(index=False, name=None))}
+        self._rows["closed_days"] = [(day, None) for day in closed_days]
         self._rows["customers"] = [] if case.customers is None else [
             (*(oracle.plain(value) for value in row[:6]), None)
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)

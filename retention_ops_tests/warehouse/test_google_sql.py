@@ -7,13 +7,16 @@ DuckDB over the same shops, and holds both against the naive oracle. That is not
 from __future__ import annotations
 
 import re
+from datetime import date, timedelta
 
 import pytest
 
-from retention_ops.detect.compute import queue_of_range
+from retention_ops.detect.compute import DUE_DAYS, queue_of_range
 from retention_ops.warehouse.catalog import RELATIONS
 from retention_ops.warehouse.render import FAST_FILES, FILES, Query, fast_query, query
 from retention_ops_tests import oracle
+from retention_ops_tests.oracle_returning import Returning
+from retention_ops_tests.shops import lake_with, small_shop
 from retention_ops_tests.warehouse import edges
 from retention_ops_tests.warehouse.google_sql import engine
 
@@ -75,6 +78,25 @@ def test_the_reference_implementation_and_duckdb_give_the_same_rows(answers):
 
 def test_duckdb_gives_what_the_oracle_expects(cases):
     assert [line for case in cases for line in edges.against_oracle(case, edges.by_duckdb(case))] == []
+
+
+def test_returning_customers_by_all_three(tmp_path):
+    """A shop of its own: the look-back of 385 days makes these statements the dearest for the reference implementation."""
+    orders = small_shop()
+    few = orders[[customer in {f"c{number}" for number in range(12)} for customer in orders["customer_id"]]].reset_index(drop=True)
+    closed, first, last = [date(2024, 1, 1)], date(2024, 4, 9), date(2024, 4, 10)
+    case = edges.Case("a dozen customers", few, lake_with(few, tmp_path, min_due=2, shortfall_warning=0.5), (first, last))
+    google = edges.Reference(case, closed_days=closed)
+    google.run(query("customer_days"))
+    naive = Returning(few, case.lake.settings, case.complete_through, closed)
+    back = first - timedelta(DUE_DAYS)
+    for due in (query("due_daily"), fast_query("due_daily")):
+        found = google.run(due, from_date=back, to_date=last)
+        assert oracle.differences("due_daily", naive.due_daily(oracle.dates(back, last)), found) == []
+    expected = naive.frame([first, last])
+    found = google.run(query("returning_customers"), from_date=first, to_date=last)
+    assert oracle.differences("returning_customers", expected, found) == []
+    assert [gate for gate in expected["gate"] if gate] == [] and set(expected["window_days"]) <= set(range(3, 15))
 
 
 def test_the_shops_are_worth_comparing(cases):

@@ -1,0 +1,103 @@
+"""Returning customers against their rhythm: the SQL says what the naive oracle says, and a range what each of its days says."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from retention_ops.detect.compute import DUE_DAYS, Workspace, workspace
+from retention_ops.settings import Settings
+from retention_ops.sources.ingest import ingest
+from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.render import fast_query, query
+from retention_ops_tests import oracle
+from retention_ops_tests.detect.test_against_oracle import REAL_DATA, every_date
+from retention_ops_tests.oracle_returning import Returning
+from retention_ops_tests.shops import lake_with, small_shop, uci_orders
+
+# the first day is a shopping day, the second a Sunday; around both the rule looks a week and half a year back
+CLOSED = (date(2024, 1, 1), date(2024, 3, 31))
+
+
+def close(space: Workspace, days: tuple[date, ...]) -> None:
+    """Closes the shop on `days`."""
+    rows = ", ".join(f"(DATE '{day}', 'holiday')" for day in days)
+    space.connection.execute("DROP VIEW closed_days")
+    space.connection.execute(f"CREATE TEMP TABLE closed_days AS SELECT * FROM (VALUES {rows}) AS t(closed_date, reason)")
+
+
+def rows(space: Workspace, first: date, last: date) -> pd.DataFrame:
+    space.build_range("returning_customers", first, last)
+    return space.rows("returning_customers")
+
+
+@pytest.fixture(scope="module")
+def orders() -> pd.DataFrame:
+    return small_shop()
+
+
+@pytest.mark.parametrize("closed", [(), CLOSED], ids=["always open", "closed days"])
+@pytest.mark.parametrize("complete", [None, date(2024, 5, 20)], ids=["complete", "held back"])
+def test_every_date_of_a_small_shop(tmp_path: Path, orders: pd.DataFrame, closed: tuple[date, ...], complete: date | None):
+    lake = lake_with(orders, tmp_path, complete_through=complete, min_due=8, shortfall_warning=1.0, shortfall_critical=1.5)
+    days = every_date(orders)
+    naive = Returning(orders, lake.settings, complete or max(orders["order_date"]), closed)
+    with workspace(lake) as space:
+        if closed:
+            close(space, closed)
+        found = rows(space, days[0], days[-1])
+    assert oracle.differences("returning_customers", naive.frame(days), found) == []
+    assert {"INFO", "WARNING", "CRITICAL"} == set(found["severity"])
+    assert {None, "history_warmup", "data_incomplete"} <= {oracle.plain(gate) for gate in found["gate"]}
+
+
+@pytest.mark.parametrize("make", [query, fast_query], ids=["readable", "fast"])
+def test_who_is_due_on_every_date_of_a_small_shop(tmp_path: Path, orders: pd.DataFrame, make):
+    days = every_date(orders)
+    naive = Returning(orders, Settings(_env_file=None), None)
+    with workspace(lake_with(orders, tmp_path)) as space:
+        for first, last in ((days[0], days[-1]), (date(2024, 2, 10), date(2024, 3, 1))):
+            space.run(make("due_daily"), from_date=first, to_date=last)
+            assert oracle.differences("due_daily", naive.due_daily(oracle.dates(first, last)), space.rows("due_daily")) == []
+
+
+def test_a_day_alone_says_what_it_says_in_a_range(tmp_path: Path, orders: pd.DataFrame):
+    days = every_date(orders)
+    with workspace(lake_with(orders, tmp_path, min_due=8)) as space:
+        whole = rows(space, days[0], days[-1])
+        alone = pd.concat([rows(space, day, day) for day in days[::7]], ignore_index=True)
+    assert oracle.differences("returning_customers", whole.iloc[::7].reset_index(drop=True).astype(object), alone) == []
+
+
+def test_what_comes_later_changes_nothing(tmp_path: Path, orders: pd.DataFrame):
+    """A past date says the same before and after the later orders are in."""
+    d = date(2024, 4, 10)
+    with workspace(lake_with(orders, tmp_path / "all")) as space:
+        later = rows(space, d - timedelta(20), d)
+    known = orders[[day <= d for day in orders["order_date"]]]
+    with workspace(lake_with(known, tmp_path / "known", complete_through=d)) as space:
+        then = rows(space, d - timedelta(20), d)
+    assert oracle.differences("returning_customers", later.astype(object), then) == []
+
+
+@pytest.mark.slow
+def test_sampled_dates_of_two_real_years(tmp_path: Path):
+    files = [REAL_DATA / "uci_online_retail_II_2009-2010.parquet", REAL_DATA / "uci_online_retail.parquet"]
+    if not all(file.is_file() for file in files):
+        pytest.skip("the real orders are not here: put them into ../shared/data beside the repository")
+    chosen = Settings(_env_file=None, home=tmp_path)
+    ingest(files, "uci-online-retail", chosen)
+    days = [date(2010, 3, 10), date(2010, 6, 25), date(2011, 1, 10), date(2011, 7, 4), date(2011, 12, 9)]
+    orders = pd.concat([uci_orders(file) for file in files]).drop_duplicates("order_id")
+    naive = Returning(orders, chosen, days[-1])
+    with workspace(Lake(chosen)) as space:
+        whole = rows(space, date(2009, 11, 25), days[-1])
+        whole = whole[[oracle.plain(day) in days for day in whole["alert_date"]]].reset_index(drop=True)
+        space.run(query("due_daily"), from_date=days[1] - timedelta(DUE_DAYS), to_date=days[1])
+        space.run(query("returning_customers"), from_date=days[1], to_date=days[1])
+        readable = space.rows("returning_customers")
+    assert oracle.differences("returning_customers", naive.frame(days), whole) == []
+    assert oracle.differences("returning_customers", naive.frame(days[1:2]), readable) == []

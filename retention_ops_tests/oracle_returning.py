@@ -1,0 +1,155 @@
+"""The naive oracle of returning customers: customer by customer and day by day, from the rule's sentences, not from its SQL.
+
+Shares, factors and expectations are rounded where the rule rounds them, so that the rows compare to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import date, timedelta
+from fractions import Fraction
+from functools import cache
+from math import sqrt
+
+import pandas as pd
+
+from retention_ops.settings import Settings
+from retention_ops_tests.oracle import _frame, half_up
+
+GAPS = (10, 20, 35, 60, 100)
+RECENCIES = (1, 4, 8, 15, 22, 31, 46, 61, 91, 121, 181, 271)
+Cell = tuple[int, int]
+"""(rhythm, recency)"""
+
+
+class Returning:
+    """One shop's orders; `row` is what returning_customers says of a date."""
+
+    def __init__(self, orders: pd.DataFrame, settings: Settings, complete_through: date | None, closed: Iterable[date] = ()):
+        self.settings, self.complete_through, self.closed = settings, complete_through, frozenset(closed)
+        self.visits: dict[str, list[date]] = {}
+        for customer, day in sorted(set(zip(orders["customer_id"], orders["order_date"], strict=True))):
+            self.visits.setdefault(customer, []).append(day)
+        self.first = min(orders["order_date"], default=None)
+        self.counts = cache(self.counts)
+        self.expectations = cache(self.expectations)
+
+    def counts(self, day: date) -> tuple[Counter, Counter]:
+        """(due, returned) by cell on a day."""
+        due, returned = Counter(), Counter()
+        for visits in self.visits.values():
+            before = [visit for visit in visits if visit < day]
+            if before:
+                cell = (rhythm_of(before), max(start for start in RECENCIES if start <= (day - before[-1]).days))
+                due[cell] += 1
+                returned[cell] += day in visits
+        return due, +returned
+
+    def open_counts(self, day: date) -> tuple[Counter, Counter]:
+        """The same; nobody on a closed day."""
+        return (Counter(), Counter()) if day in self.closed else self.counts(day)
+
+    def came(self, day: date) -> int:
+        return sum(self.open_counts(day)[1].values())
+
+    def expectations(self, known: date) -> list[int] | None:
+        """Thousandths of customers expected on each of the 14 days after `known`; None without a usual level."""
+        days = [known - timedelta(back) for back in range(182)]
+        due, returned = Counter(), Counter()
+        for day in days:
+            due.update(self.open_counts(day)[0])
+            returned.update(self.open_counts(day)[1])
+        shares = {cell: nearest(1000000000 * (returned[cell] / due[cell])) for cell in due}
+
+        def by_share(some: Iterable[date]) -> float:
+            return sum(shares.get(cell, 0) * count for day in some for cell, count in self.open_counts(day)[0].items()) / 1000000000
+
+        factors, usual, recent = {}, 0, 0
+        for weekday in range(7):
+            alike = [day for day in days if day.weekday() == weekday]
+            expected = by_share(alike)
+            factors[weekday] = sum(map(self.came, alike)) / expected if expected else 0.0
+            usual += nearest(1000 * (by_share(alike[:4]) * factors[weekday]))
+            recent += sum(map(self.came, alike[:4]))
+        if not usual:
+            return None
+        level = 1000 * recent / usual
+        ahead = [known + timedelta(step) for step in range(1, 15)]
+        return [nearest(1000 * (by_share([day]) * factors[day.weekday()] * level)) for day in ahead]
+
+    def overdispersion(self, d: date) -> float:
+        """Squared differences of days a week apart over their sums, 52 weeks up to 14 days before D; at least 1."""
+        squares = sums = 0
+        for back in range(14, 378):
+            day, before = d - timedelta(back), d - timedelta(back + 7)
+            if not {day, before} & self.closed:
+                squares += (self.came(day) - self.came(before)) ** 2
+                sums += self.came(day) + self.came(before)
+        return max(1.0, squares / sums) if sums else 1.0
+
+    def row(self, d: date) -> tuple:
+        overdispersion = self.overdispersion(d)
+        windows = []
+        for days in range(3, 15):
+            ahead = self.expectations(d - timedelta(days))
+            if ahead is not None:
+                expected = sum(ahead[:days]) / 1000
+                observed = sum(self.came(d - timedelta(back)) for back in range(days))
+                spread = sqrt(overdispersion * expected)
+                windows.append((days, observed, expected, spread, (expected - observed) / spread if spread else None))
+        telling = [window for window in windows if window[2] >= self.settings.min_due]
+        most = max(telling, key=lambda window: (round(window[4], 9), -window[0]), default=None)
+        longest = windows[-1] if windows else None
+        return self._row(d, most or longest, overdispersion)
+
+    def _row(self, d: date, worst: tuple | None, overdispersion: float) -> tuple:
+        gate = self._gate(d, worst[2] if worst else None)
+        start = (d, "returning_customers_shortfall", "global", "returning_customers")
+        if worst is None:
+            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 8)
+        days, observed, expected, spread, score = worst
+        warning, critical = self.settings.shortfall_warning, self.settings.shortfall_critical
+        severity = "INFO"
+        if gate is None and round(score, 9) >= warning:
+            severity = "CRITICAL" if round(score, 9) >= critical else "WARNING"
+        change = 100 * (observed - expected) / expected if expected else None
+        sentence = None if change is None else (
+            f"{nearest(expected)} customers were due back in {days} days, {observed} came: "
+            f"{'+' if observed >= expected else ''}{away_from_zero(change)} %")
+        return (*start, float(observed), expected, observed - expected, change,
+                -100 * warning * spread / expected if expected else None, -100 * critical * spread / expected if expected else None,
+                severity, severity != "INFO", nearest(expected), gate, days, observed, expected,
+                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, sentence)
+
+    def _gate(self, d: date, expected: float | None) -> str | None:
+        if self.complete_through is None or d > self.complete_through:
+            return "data_incomplete"
+        if self.first is None or (d - self.first).days < self.settings.at_risk_limit + 7:
+            return "history_warmup"
+        if not expected:
+            return "baseline_warmup"
+        return "min_sample" if expected < self.settings.min_due else None
+
+    def frame(self, days: Iterable[date]) -> pd.DataFrame:
+        return _frame("returning_customers", [self.row(day) for day in days])
+
+    def due_daily(self, days: Iterable[date]) -> pd.DataFrame:
+        return _frame("due_daily", [(day, *cell, count, self.counts(day)[1][cell]) for day in days
+                                    for cell, count in sorted(self.counts(day)[0].items())])
+
+
+def rhythm_of(visits: list[date]) -> int:
+    """0 with one shopping day, else 1 + the number of GAPS that the usual gap reaches."""
+    if len(visits) == 1:
+        return 0
+    usual = Fraction((visits[-1] - visits[0]).days, len(visits) - 1)
+    return 1 + sum(usual >= gap for gap in GAPS)
+
+
+def nearest(value: float) -> int:
+    return half_up(Fraction(value))
+
+
+def away_from_zero(value: float) -> int:
+    return nearest(value) if value >= 0 else -nearest(-value)
