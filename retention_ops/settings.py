@@ -198,6 +198,8 @@ class Settings(BaseSettings):
             raise ValueError("warehouse=bigquery needs " + ", ".join(f"RETENTION_OPS_BIGQUERY_{name.upper()}" for name in missing))
         if self.warning_pct >= self.critical_pct:
             raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
+        if self.shortfall_warning >= self.shortfall_critical:
+            raise ValueError(f"shortfall_warning ({self.shortfall_warning}) must be below shortfall_critical ({self.shortfall_critical})")
         if self.medium_risk_score > self.high_risk_score:
             raise ValueError("medium_risk_score must not exceed high_risk_score")
         if self.personal_revenue > self.vip_revenue:

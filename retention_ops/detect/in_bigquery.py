@@ -16,7 +16,7 @@ import pandas as pd
 from retention_ops.detect.compute import Workspace
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery, Session, google_literal
-from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.catalog import RELATIONS
 from retention_ops.warehouse.render import Query, query
 from retention_ops.warehouse.versions import OrdersVersion
 
@@ -63,6 +63,7 @@ class BigQueryWorkspace(Workspace):
             self._show("customers", self.customers.version)
         else:
             self.connection.show_nothing("customers")
+        self.connection.show_nothing("closed_days")
 
     def _show(self, table: str, part: date | str) -> None:
         self.connection.show_part(table, part)
@@ -81,7 +82,7 @@ class BigQueryWorkspace(Workspace):
         return self._stored[table].get(day) == self.provenance
 
     def rows(self, table: str, order_by: str | None = None) -> pd.DataFrame:
-        declared = TABLES[table]
+        declared = RELATIONS[table]
         statement = f"SELECT {', '.join(declared.column_names)} FROM {table} ORDER BY {order_by or ', '.join(declared.key)}"
         return self.lake.frame(declared, self.connection.execute(statement).fetchall())
 

@@ -365,7 +365,7 @@ class Session:
 
     def show_nothing(self, table: str) -> None:
         """`table` has no rows."""
-        columns = ", ".join(f"CAST(NULL AS {column.type}) AS {column.name}" for column in TABLES[table].columns)
+        columns = ", ".join(f"CAST(NULL AS {column.type}) AS {column.name}" for column in RELATIONS[table].columns)
         self.show(table, f"SELECT {columns} FROM UNNEST([1]) WHERE FALSE")
 
     def statement(self, text: str) -> str:
