@@ -15,10 +15,9 @@ from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import fast_query, query
 from retention_ops_tests import oracle
 from retention_ops_tests.detect.test_against_oracle import REAL_DATA, every_date
-from retention_ops_tests.oracle_returning import Returning
-from retention_ops_tests.shops import lake_with, small_shop, uci_orders
+from retention_ops_tests.oracle_returning import GAPS, RECENCIES, Returning
+from retention_ops_tests.shops import lake_with, orders_frame, small_shop, uci_orders
 
-# the first day is a shopping day, the second a Sunday; around both the rule looks a week and half a year back
 CLOSED = (date(2024, 1, 1), date(2024, 3, 31))
 
 
@@ -62,6 +61,54 @@ def test_who_is_due_on_every_date_of_a_small_shop(tmp_path: Path, orders: pd.Dat
         for first, last in ((days[0], days[-1]), (date(2024, 2, 10), date(2024, 3, 1))):
             space.run(make("due_daily"), from_date=first, to_date=last)
             assert oracle.differences("due_daily", naive.due_daily(oracle.dates(first, last)), space.rows("due_daily")) == []
+
+
+@pytest.mark.parametrize("make", [query, fast_query], ids=["readable", "fast"])
+def test_usual_gaps_and_silences_on_every_line(tmp_path: Path, make):
+    """A usual gap of exactly 10, 20, 35, 60 and 100 days, a day less and a day more, as one gap and as the mean of two; long silences."""
+    start, visits = date(2024, 1, 1), []
+    for line in GAPS:
+        for gap in (line - 1, line, line + 1):
+            visits += [(f"one{gap}", start, 100), (f"one{gap}", start + timedelta(gap), 100)]
+            visits += [(f"two{gap}", start + timedelta(step), 100) for step in (0, 3, 2 * gap)]
+    for silence in RECENCIES:
+        visits += [(f"back{silence + more}", start + timedelta(days), 100) for more in (-1, 0, 1) for days in (0, silence + more)]
+    orders = orders_frame(visits)
+    last = max(orders["order_date"]) + timedelta(RECENCIES[-1] + 2)
+    naive = Returning(orders, Settings(_env_file=None), None)
+    with workspace(lake_with(orders, tmp_path)) as space:
+        space.run(make("due_daily"), from_date=start, to_date=last)
+        found = space.rows("due_daily")
+    assert oracle.differences("due_daily", naive.due_daily(oracle.dates(start, last)), found) == []
+    assert set(found["rhythm"]) == set(range(7)) and set(found["recency"]) == set(RECENCIES)
+
+
+def test_a_score_of_exactly_the_threshold_alerts(tmp_path: Path, orders: pd.DataFrame):
+    days = oracle.dates(date(2024, 2, 1), date(2024, 5, 1))
+    with workspace(lake_with(orders, tmp_path / "any", min_due=8)) as space:
+        found = rows(space, days[0], days[-1])
+    exact = sorted({round(score, 9) for score in found["score"] if score > 0})
+    warning, critical = exact[len(exact) // 2], exact[-2]
+    lake = lake_with(orders, tmp_path / "exact", min_due=8, shortfall_warning=warning, shortfall_critical=critical)
+    with workspace(lake) as space:
+        found = rows(space, days[0], days[-1])
+    on_line = {round(score, 9): severity for score, severity in zip(found["score"], found["severity"], strict=True)}
+    assert (on_line[warning], on_line[critical]) == ("WARNING", "CRITICAL")
+    assert oracle.differences("returning_customers", Returning(orders, lake.settings, max(orders["order_date"])).frame(days), found) == []
+
+
+def test_a_shop_that_stops_is_heard_and_then_has_no_level(tmp_path: Path, orders: pd.DataFrame):
+    """Every order is missing from a day on: CRITICAL within days; after four weeks nothing is expected any more, and the gate says so."""
+    stop = date(2024, 4, 1)
+    left = orders[[day < stop for day in orders["order_date"]]]
+    days = oracle.dates(stop, stop + timedelta(45))
+    lake = lake_with(left, tmp_path, complete_through=days[-1], min_due=8)
+    with workspace(lake) as space:
+        found = rows(space, days[0], days[-1])
+    assert oracle.differences("returning_customers", Returning(left, lake.settings, days[-1]).frame(days), found) == []
+    assert "CRITICAL" in set(found["severity"][:10])
+    gates = [oracle.plain(gate) for gate in found["gate"]]
+    assert gates[-1] == "baseline_warmup" and {None, "min_sample", "baseline_warmup"} == set(gates)
 
 
 def test_a_day_alone_says_what_it_says_in_a_range(tmp_path: Path, orders: pd.DataFrame):
