@@ -200,7 +200,8 @@ RATIO_TO = {
     "pandas_one_day": "one_day", "polars_one_day": "one_day", "lifetimes_summary": "one_day", "one_day_in_four": "one_day",
     "alerts_365_per_date": "alerts_365", "intervals_30": "one_day", "intervals_365": "one_day", "intervals_1000": "one_day",
     "scores_365": "one_day", "scores_365_per_date": "scores_365", "queue_365": "one_day", "queue_365_per_date": "queue_365",
-    "ingest_one_more_day": "ingest_all", "backfill_365_dates": "run_1_date", "empty_graph_in_batches": "empty_graph",
+    "ingest_one_more_day": "ingest_all", "backfill_365_dates": "run_1_date",
+    "empty_graph": "backfill_365_dates", "empty_graph_in_batches": "empty_graph",
 }
 """task -> what it is compared with; everything else with the floor"""
 

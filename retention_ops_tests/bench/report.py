@@ -74,6 +74,9 @@ def write_report(out: Path, rows: Sequence[dict[str, Any]], steps: dict[str, dic
                  goals: Sequence[Goal]) -> None:
     """Writes benchmarks.json (machine, rows, steps), benchmarks.md and benchmarks.png into `out`, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
+    sizes = list(ORDERS)
+    rows = sorted(rows, key=lambda row: sizes.index(row["size"]))
+    steps = {size: steps[size] for size in sizes if size in steps}
     (out / "benchmarks.json").write_text(json.dumps({**about, "rows": list(rows), "backfill_steps_s": steps}, indent=1) + "\n")
     by = {(row["size"], row["task"]): row for row in rows}
     text = "\n".join([
