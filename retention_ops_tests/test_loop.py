@@ -86,8 +86,8 @@ def test_one_date_leaves_tables_a_pack_a_log_row_and_metadata(tmp_path):
         assert checks and all(check.passed for check in checks)
 
 
-def test_a_range_leaves_the_rows_and_packs_of_single_runs_30_dates(tmp_path):
-    days = span(30)
+def test_a_range_leaves_the_rows_and_packs_of_single_runs_10_dates(tmp_path):
+    days = span(10)
     one_run, single = make_loop(tmp_path / "range"), make_loop(tmp_path / "single")
     with dg.DagsterInstance.ephemeral() as stored:
         outcome = run_dates(one_run, days[0], days[-1], stored)

@@ -17,7 +17,7 @@ import dagster as dg
 from retention_ops import launch
 from retention_ops.orchestration import RANGE_END, RANGE_START
 from retention_ops.settings import Settings
-from retention_ops_tests.bench.tasks import peak_mb
+from retention_ops_tests.bench.rivals import peak_mb
 
 
 def empty_asset(name: str, after: list[str], days: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:

@@ -57,6 +57,12 @@ GOALS = (
     Goal("queue_365_per_date", "queue_365", 5, False),
 )
 GOAL_SIZE = "10M"
+WHY = {
+    "scores_365_per_date": (
+        "A query per date reads customer_days too, which knows each customer's totals so far: 0.34 s a date, where the measurement\n"
+        "the goal comes from took 1.08 s on the plain orders. The yardstick became faster, not the range slower."),
+}
+"""numerator of a goal -> why it is missed, where it is"""
 CURVES = {
     "floor": "scan + aggregate", "one_day": "one day", "alerts_365": "alerts, 365 dates", "intervals_365": "priority intervals, 365 days",
 }
@@ -68,13 +74,17 @@ def write_report(out: Path, rows: Sequence[dict[str, Any]], steps: dict[str, dic
                  goals: Sequence[Goal]) -> None:
     """Writes benchmarks.json (machine, rows, steps), benchmarks.md and benchmarks.png into `out`, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
+    sizes = list(ORDERS)
+    rows = sorted(rows, key=lambda row: sizes.index(row["size"]))
+    steps = {size: steps[size] for size in sizes if size in steps}
     (out / "benchmarks.json").write_text(json.dumps({**about, "rows": list(rows), "backfill_steps_s": steps}, indent=1) + "\n")
     by = {(row["size"], row["task"]): row for row in rows}
     text = "\n".join([
         "# What it costs", "",
         "Written by `make bench`; the numbers are in benchmarks.json too.", *(f"- {name}: {value}" for name, value in about.items()), "",
         "Wall clock, CPU of all threads and peak memory of a process of its own, medians of interleaved rounds. A ratio is this",
-        "row's wall clock over the named row's, both of this run; in brackets the same of CPU seconds.", "",
+        "row's wall clock over the named row's, both of the same run; in brackets the same of CPU seconds. At 100M DuckDB's",
+        "memory_limit is 2 GB, for loading too.", "",
         *_goal_table(by, goals), "![cost against orders and days](benchmarks.png)", "",
         *_tables(rows), *_step_table(steps), *_new_day(by),
     ])
@@ -92,7 +102,9 @@ def _goal_table(by: dict[tuple[str, str], dict], goals: Sequence[Goal]) -> list[
             verdict = {(True, True): "yes", (True, False): "wall yes, CPU no", (False, True): "CPU yes, wall no", (False, False): "no"}
             lines.append(f"| {WORDS[goal.numerator]} | {WORDS[goal.denominator]} | {'<=' if goal.at_most else '>='} {goal.bound:g} | "
                          f"{wall:.2f} ({cpu:.2f}) | {verdict[goal.met(wall), goal.met(cpu)]} |")
-    return [f"## Goals, {GOAL_SIZE} orders", "", "| | over | goal | measured | met |", "|---|---|---|---|---|", *lines, ""] if lines else []
+    missed = [WHY[goal.numerator] for goal, line in zip(goals, lines, strict=False) if not line.endswith("yes |") and goal.numerator in WHY]
+    table = [f"## Goals, {GOAL_SIZE} orders", "", "| | over | goal | measured | met |", "|---|---|---|---|---|", *lines, "", *missed, ""]
+    return table if lines else []
 
 
 def _tables(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -100,8 +112,9 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[str]:
     for size in dict.fromkeys(row["size"] for row in rows):
         lines += [f"## {size} orders", "", "| task | wall s | CPU s | peak MB | ratio | to | rounds |", "|---|--:|--:|--:|--:|---|--:|"]
         for row in (row for row in rows if row["size"] == size):
+            peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
             ratio = f"{row['ratio']:.2f} ({row['cpu_ratio']:.2f})" if row["ratio"] is not None else ""
-            lines.append(f"| {WORDS[row['task']]} | {row['wall_s']:.2f} | {row['cpu_s']:.2f} | {row['peak_mb']:.0f} | {ratio} | "
+            lines.append(f"| {WORDS[row['task']]} | {row['wall_s']:.2f} | {row['cpu_s']:.2f} | {peak} | {ratio} | "
                          f"{row['ratio_to'].replace('_', ' ')} | {row['rounds']} |")
         lines.append("")
     return lines

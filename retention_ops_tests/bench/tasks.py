@@ -8,7 +8,6 @@ many is scaled by the caller) and what was found.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, queue_of_ran
 from retention_ops.settings import Settings
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
+from retention_ops_tests.bench.rivals import peak_mb
 
 LAST = date(2025, 12, 31)
 """the shop's last day; every range ends here"""
@@ -189,14 +189,6 @@ TASKS: dict[str, tuple[Callable[[Shop], dict], float]] = {
     "queue_365_per_date": (queue_per_date, 365 / SAMPLED_DATES),
 }
 """name -> (the work, how often it would have to be done)"""
-
-
-def peak_mb() -> float:
-    """The most memory this process ever held; ru_maxrss would also count the process it was forked from."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not on Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def main() -> None:

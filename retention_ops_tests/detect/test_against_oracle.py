@@ -244,7 +244,7 @@ def shop_of(people: Sequence[Visits], d: date, seed: int) -> pd.DataFrame:
     return orders_frame((*row, f"{(place * 7919 + seed) % 100_003}") for place, row in enumerate(rows))
 
 
-@settings(max_examples=20, **PATIENT)
+@settings(max_examples=10, **PATIENT)
 @given(people=st.lists(CUSTOMER, min_size=25, max_size=40), d=AS_OF, seed=st.integers(0, 10_000), turn=st.integers(0, 8))
 def test_customers_on_every_line(tmp_path_factory: pytest.TempPathFactory, people: list[Visits], d: date, seed: int, turn: int):
     orders = shop_of(people, d, seed)

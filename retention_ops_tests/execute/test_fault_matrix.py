@@ -189,6 +189,7 @@ def test_sixteen_threads_on_one_incident_post_once(shop, stores, tmp_path, datab
         assert_one_answer(response, shop)
 
 
+@pytest.mark.slow  # test_respond.py has sixteen processes in `make test`
 def test_sixteen_processes_on_one_incident_post_once(shop, stores, tmp_path):
     for database in DATABASES:
         with ExitStack() as stack:
