@@ -33,7 +33,9 @@ class Returning:
             self.visits.setdefault(customer, []).append(day)
         self.first = min(orders["order_date"], default=None)
         self.counts = cache(self.counts)
+        self.chances = cache(self.chances)
         self.expectations = cache(self.expectations)
+        self.worst = cache(self.worst)
 
     def counts(self, day: date) -> tuple[Counter, Counter]:
         """(due, returned) by cell on a day."""
@@ -53,8 +55,8 @@ class Returning:
     def came(self, day: date) -> int:
         return sum(self.open_counts(day)[1].values())
 
-    def expectations(self, known: date) -> list[int] | None:
-        """Thousandths of customers expected on each of the 14 days after `known`; None without a usual level."""
+    def chances(self, known: date) -> tuple[dict[Cell, dict[int, int]], float] | None:
+        """({cell: {weekday: returns of a thousand million customers on such a day}}, level) at the end of `known`; None without a level."""
         days = [known - timedelta(back) for back in range(182)]
         due, returned = Counter(), Counter()
         for day in days:
@@ -75,8 +77,17 @@ class Returning:
         if not usual:
             return None
         level = 1000 * recent / usual
+        return {cell: {day: nearest(shares[cell] * (factors[day] * level)) for day in range(7)} for cell in shares}, level
+
+    def expectations(self, known: date) -> tuple[list[int], float] | None:
+        """(thousand-millionths of customers expected on each of the 14 days after `known`, level); None without a level."""
+        found = self.chances(known)
+        if found is None:
+            return None
+        chances, level = found
         ahead = [known + timedelta(step) for step in range(1, 15)]
-        return [nearest(1000 * (by_share([day]) * factors[day.weekday()] * level)) for day in ahead]
+        return [sum(chances[cell][day.weekday()] * count for cell, count in self.open_counts(day)[0].items() if cell in chances)
+                for day in ahead], level
 
     def overdispersion(self, d: date) -> float:
         """Squared differences of days a week apart over their sums, 52 weeks up to 14 days before D; at least 1."""
@@ -88,27 +99,36 @@ class Returning:
                 sums += self.came(day) + self.came(before)
         return max(1.0, squares / sums) if sums else 1.0
 
-    def row(self, d: date) -> tuple:
-        overdispersion = self.overdispersion(d)
+    def worst(self, d: date) -> tuple | None:
+        """(days, observed, expected, spread, score, level) of the window that falls short most."""
         windows = []
         for days in range(3, 15):
-            ahead = self.expectations(d - timedelta(days))
-            if ahead is not None:
-                expected = sum(ahead[:days]) / 1000
+            known = self.expectations(d - timedelta(days))
+            if known is not None:
+                expected = sum(known[0][:days]) / 1000000000
                 observed = sum(self.came(d - timedelta(back)) for back in range(days))
-                spread = sqrt(overdispersion * expected)
-                windows.append((days, observed, expected, spread, (expected - observed) / spread if spread else None))
+                spread = sqrt(self.overdispersion(d) * expected)
+                windows.append((days, observed, expected, spread, (expected - observed) / spread if spread else None, known[1]))
         telling = [window for window in windows if window[2] >= self.settings.min_due]
-        most = max(telling, key=lambda window: (round(window[4], 9), -window[0]), default=None)
         longest = windows[-1] if windows else None
-        return self._row(d, most or longest, overdispersion)
+        return max(telling, key=lambda window: (round(window[4], 9), -window[0]), default=longest)
 
-    def _row(self, d: date, worst: tuple | None, overdispersion: float) -> tuple:
+    def falls_short(self, d: date) -> bool:
+        worst = self.worst(d)
+        return bool(worst) and worst[2] >= self.settings.min_due and round(worst[4], 9) >= self.settings.shortfall_warning
+
+    def alone(self, d: date) -> bool:
+        """Less than half of what was expected of D the evening before, and the day before did not fall short."""
+        known = self.expectations(d - timedelta(1))
+        return known is not None and 2 * self.came(d) < known[0][0] / 1000000000 and not self.falls_short(d - timedelta(1))
+
+    def row(self, d: date) -> tuple:
+        worst, overdispersion = self.worst(d), self.overdispersion(d)
         gate = self._gate(d, worst[2] if worst else None)
         start = (d, "returning_customers_shortfall", "global", "returning_customers")
         if worst is None:
-            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 8)
-        days, observed, expected, spread, score = worst
+            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 9)
+        days, observed, expected, spread, score, level = worst
         warning, critical = self.settings.shortfall_warning, self.settings.shortfall_critical
         severity = "INFO"
         if gate is None and round(score, 9) >= warning:
@@ -120,7 +140,7 @@ class Returning:
         return (*start, float(observed), expected, observed - expected, change,
                 -100 * warning * spread / expected if expected else None, -100 * critical * spread / expected if expected else None,
                 severity, severity != "INFO", nearest(expected), gate, days, observed, expected,
-                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, sentence)
+                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, level, sentence)
 
     def _gate(self, d: date, expected: float | None) -> str | None:
         if self.complete_through is None or d > self.complete_through:
@@ -129,7 +149,9 @@ class Returning:
             return "history_warmup"
         if not expected:
             return "baseline_warmup"
-        return "min_sample" if expected < self.settings.min_due else None
+        if expected < self.settings.min_due:
+            return "min_sample"
+        return "partial_day" if self.falls_short(d) and self.alone(d) else None
 
     def frame(self, days: Iterable[date]) -> pd.DataFrame:
         return _frame("returning_customers", [self.row(day) for day in days])

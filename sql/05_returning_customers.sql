@@ -1,151 +1,67 @@
 -- returning_customers: do the customers come back who are due by their own rhythm? The alert 'returning_customers_shortfall',
 -- one row for each day from @from_date to @to_date, in one sentence: "212 customers were due back in 7 days, 96 came: -55 %".
--- Reads due_daily from 385 days before @from_date, and closed_days (days on which the shop does not trade: they expect nobody).
--- What was expected of the days after a date P is what was known at the end of P:
---   the share that returned, of each cell of rhythm x recency, in the 26 weeks up to P,
---   x the weekday's part of it in those weeks, x the level of the last 4 weeks against them.
+-- Reads due_daily from 386 days before @from_date, return_expectations of the same dates, and closed_days (they expect nobody).
 -- Windows of 3 to 14 days that end on D are each held against what was expected before they began; the one that falls short most,
 -- measured in its own noise, is the row of D. A steep fall shows in the short windows, a slow one in the long.
 -- Noise: a count that varies as (week over week, over 52 weeks) this shop's days do: `overdispersion` times a Poisson count.
--- Shares, factors and expectations are rounded to integers before they are added: sums then do not depend on the order of rows.
+-- A day that falls out alone, the first below the line, may be a load that is not whole: it waits for the next day (partial_day).
 WITH calendar AS (
   SELECT
     day,
     UNIX_DATE(day) AS day_no,
-    MOD(UNIX_DATE(day), 7) AS weekday,
     CASE WHEN closed_days.closed_date IS NULL THEN 1 ELSE 0 END AS open
-  FROM UNNEST(GENERATE_DATE_ARRAY(CAST(DATE_SUB(@from_date, INTERVAL 385 DAY) AS DATE), @to_date, INTERVAL 1 DAY)) AS day
+  FROM UNNEST(GENERATE_DATE_ARRAY(CAST(DATE_SUB(@from_date, INTERVAL 386 DAY) AS DATE), @to_date, INTERVAL 1 DAY)) AS day
   LEFT JOIN closed_days ON closed_days.closed_date = day
 ),
-cells AS (
-  SELECT DISTINCT rhythm, recency
-  FROM due_daily
-),
-grid AS (
-  -- every cell on every day; closed days teach nothing
+due_on AS (
+  -- who is due on a day, and who came, in a cell; nobody on a closed day
   SELECT
     calendar.day_no,
-    calendar.weekday,
-    cells.rhythm,
-    cells.recency,
-    calendar.open * COALESCE(due_daily.due, 0) AS due,
-    calendar.open * COALESCE(due_daily.returned, 0) AS returned
+    due_daily.rhythm,
+    due_daily.recency,
+    calendar.open * due_daily.due AS due,
+    calendar.open * due_daily.returned AS returned
   FROM calendar
-  CROSS JOIN cells
-  LEFT JOIN due_daily
-    ON due_daily.as_of_date = calendar.day
-    AND due_daily.rhythm = cells.rhythm
-    AND due_daily.recency = cells.recency
+  JOIN due_daily ON due_daily.as_of_date = calendar.day
 ),
-same_weekdays AS (
-  -- a cell's last 26, and last 4, days of one weekday
-  SELECT
-    *,
-    SUM(due) OVER weeks_26 AS due_26,
-    SUM(returned) OVER weeks_26 AS returned_26,
-    SUM(due) OVER weeks_4 AS due_4,
-    SUM(returned) OVER weeks_4 AS returned_4
-  FROM grid
-  WINDOW
-    one_weekday AS (PARTITION BY rhythm, recency, weekday ORDER BY day_no),
-    weeks_26 AS (one_weekday ROWS BETWEEN 25 PRECEDING AND CURRENT ROW),
-    weeks_4 AS (one_weekday ROWS BETWEEN 3 PRECEDING AND CURRENT ROW)
-),
-known AS (
-  -- the seven weekdays up to P are the 26 and the 4 weeks up to P
-  SELECT
-    calendar.day_no AS known_day,
-    same_weekdays.rhythm,
-    same_weekdays.recency,
-    same_weekdays.weekday,
-    same_weekdays.due_26,
-    same_weekdays.returned_26,
-    same_weekdays.due_4,
-    same_weekdays.returned_4
+daily AS (
+  SELECT calendar.day_no, calendar.open, CAST(COALESCE(SUM(due_on.returned), 0) AS INT64) AS returned
   FROM calendar
-  JOIN same_weekdays ON same_weekdays.day_no BETWEEN calendar.day_no - 6 AND calendar.day_no
-  WHERE calendar.day_no BETWEEN UNIX_DATE(@from_date) - 14 AND UNIX_DATE(@to_date) - 3
+  LEFT JOIN due_on ON due_on.day_no = calendar.day_no
+  GROUP BY calendar.day_no, calendar.open
 ),
-shares AS (
-  -- of a thousand million
-  SELECT
-    known_day,
-    rhythm,
-    recency,
-    CAST(ROUND(1000000000 * (SUM(returned_26) / NULLIF(SUM(due_26), 0))) AS INT64) AS share
-  FROM known
-  GROUP BY known_day, rhythm, recency
-),
-weekdays AS (
-  SELECT
-    known.known_day,
-    known.weekday,
-    CAST(SUM(known.returned_26) AS INT64) AS returned_26,
-    CAST(SUM(known.returned_4) AS INT64) AS returned_4,
-    SUM(COALESCE(shares.share, 0) * known.due_26) / 1000000000 AS expected_26,
-    SUM(COALESCE(shares.share, 0) * known.due_4) / 1000000000 AS expected_4
-  FROM known
-  JOIN shares
-    ON shares.known_day = known.known_day
-    AND shares.rhythm = known.rhythm
-    AND shares.recency = known.recency
-  GROUP BY known.known_day, known.weekday
-),
-weekday_factors AS (
-  SELECT
-    *,
-    CASE WHEN expected_26 = 0 THEN 0.0 ELSE returned_26 / expected_26 END AS weekday_factor
-  FROM weekdays
-),
-levels AS (
-  -- thousandths of a customer
-  SELECT
-    known_day,
-    1000 * SUM(returned_4) / NULLIF(SUM(CAST(ROUND(1000 * (expected_4 * weekday_factor)) AS INT64)), 0) AS level
-  FROM weekday_factors
-  GROUP BY known_day
-),
-due_on AS (
-  -- the days after P: what the shares of P say of who is due on them
-  SELECT
-    shares.known_day,
-    grid.day_no,
-    grid.weekday,
-    SUM(COALESCE(shares.share, 0) * grid.due) / 1000000000 AS by_share,
-    CAST(SUM(grid.returned) AS INT64) AS returned
-  FROM shares
-  JOIN grid
-    ON grid.day_no BETWEEN shares.known_day + 1 AND shares.known_day + 14
-    AND grid.rhythm = shares.rhythm
-    AND grid.recency = shares.recency
-  GROUP BY shares.known_day, grid.day_no, grid.weekday
+ahead AS (
+  -- the 14 days after each P
+  SELECT levels.known_day, levels.level, daily.day_no, daily.returned
+  FROM (SELECT DISTINCT UNIX_DATE(known_day) AS known_day, level FROM return_expectations) AS levels
+  JOIN daily ON daily.day_no BETWEEN levels.known_day + 1 AND levels.known_day + 14
 ),
 expected_on AS (
+  -- thousand-millionths of a customer: what the chances of P say of who is due on the days after it
   SELECT
-    due_on.known_day,
+    UNIX_DATE(return_expectations.known_day) AS known_day,
     due_on.day_no,
-    due_on.returned,
-    CAST(ROUND(1000 * (due_on.by_share * weekday_factors.weekday_factor * levels.level)) AS INT64) AS expected_thousandths
-  FROM due_on
-  JOIN weekday_factors
-    ON weekday_factors.known_day = due_on.known_day
-    AND weekday_factors.weekday = due_on.weekday
-  JOIN levels ON levels.known_day = due_on.known_day
+    SUM(return_expectations.chance * due_on.due) AS expected
+  FROM return_expectations
+  CROSS JOIN (SELECT 1 AS week UNION ALL SELECT 8) AS weeks
+  JOIN due_on
+    -- the first and the second day of that weekday after P
+    ON due_on.day_no = UNIX_DATE(return_expectations.known_day) + weeks.week
+      + MOD(return_expectations.weekday + 7 - MOD(UNIX_DATE(return_expectations.known_day) + 1, 7), 7)
+    AND due_on.rhythm = return_expectations.rhythm
+    AND due_on.recency = return_expectations.recency
+  GROUP BY 1, 2
 ),
 windows AS (
   SELECT
-    day_no,
-    day_no - known_day AS window_days,
-    SUM(expected_thousandths) OVER up_to_day / 1000 AS expected,
-    CAST(SUM(returned) OVER up_to_day AS INT64) AS observed
-  FROM expected_on
-  WINDOW up_to_day AS (PARTITION BY known_day ORDER BY day_no)
-),
-daily AS (
-  SELECT calendar.day_no, calendar.open, CAST(COALESCE(SUM(grid.returned), 0) AS INT64) AS returned
-  FROM calendar
-  LEFT JOIN grid ON grid.day_no = calendar.day_no
-  GROUP BY calendar.day_no, calendar.open
+    ahead.day_no,
+    ahead.day_no - ahead.known_day AS window_days,
+    ahead.level,
+    CASE WHEN ahead.level IS NOT NULL THEN SUM(COALESCE(expected_on.expected, 0)) OVER up_to_day / 1000000000 END AS expected,
+    CAST(SUM(ahead.returned) OVER up_to_day AS INT64) AS observed
+  FROM ahead
+  LEFT JOIN expected_on ON expected_on.known_day = ahead.known_day AND expected_on.day_no = ahead.day_no
+  WINDOW up_to_day AS (PARTITION BY ahead.known_day ORDER BY ahead.day_no)
 ),
 weeks_apart AS (
   SELECT day_no, open * LAG(open, 7) OVER by_day AS both_open, returned, LAG(returned, 7) OVER by_day AS week_before
@@ -168,10 +84,10 @@ measured AS (
     SQRT((CASE WHEN noise.overdispersion > 1 THEN noise.overdispersion ELSE 1.0 END) * windows.expected) AS spread
   FROM windows
   JOIN noise ON noise.day_no = windows.day_no
-  WHERE windows.window_days >= 3 AND windows.day_no >= UNIX_DATE(@from_date)
+  WHERE windows.day_no >= UNIX_DATE(@from_date) - 1
 ),
 scored AS (
-  -- without a return in 4 weeks nothing is expected, not even nobody
+  -- without a return in 4 weeks there is no level, and nothing is expected, not even nobody
   SELECT
     *,
     (expected - observed) / NULLIF(spread, 0) AS score
@@ -182,11 +98,17 @@ worst AS (
   -- windows in which too few are due say nothing; where none says anything the longest is shown
   SELECT *
   FROM scored
-  WHERE TRUE
+  WHERE window_days >= 3
   QUALIFY ROW_NUMBER() OVER (
     PARTITION BY day_no
     ORDER BY CASE WHEN expected >= @min_due THEN ROUND(score, 9) ELSE window_days - 1000000000 END DESC, window_days
   ) = 1
+),
+alone AS (
+  -- a day with less than half of what was expected of it the evening before
+  SELECT day_no
+  FROM scored
+  WHERE window_days = 1 AND 2 * observed < expected
 ),
 first_order AS (
   SELECT MIN(order_date) AS first_order_date
@@ -202,10 +124,15 @@ gated AS (
       WHEN COALESCE(DATE_DIFF(calendar.day, first_order.first_order_date, DAY), -1) < @at_risk_days + 7 THEN 'history_warmup'
       WHEN COALESCE(worst.expected, 0) = 0 THEN 'baseline_warmup'
       WHEN worst.expected < @min_due THEN 'min_sample'
+      WHEN alone.day_no IS NOT NULL
+        AND ROUND(worst.score, 9) >= @shortfall_warning
+        AND (COALESCE(day_before.expected, 0) < @min_due OR ROUND(day_before.score, 9) < @shortfall_warning) THEN 'partial_day'
     END AS gate
   FROM calendar
   CROSS JOIN first_order
   LEFT JOIN worst ON worst.day_no = calendar.day_no
+  LEFT JOIN worst AS day_before ON day_before.day_no = calendar.day_no - 1
+  LEFT JOIN alone ON alone.day_no = calendar.day_no
   WHERE calendar.day >= @from_date
 ),
 judged AS (
@@ -241,6 +168,7 @@ SELECT
   expected + @shortfall_warning * spread AS expected_high,
   overdispersion,
   score,
+  level,
   CONCAT(
     CAST(CAST(ROUND(expected) AS INT64) AS STRING), ' customers were due back in ', CAST(window_days AS STRING), ' days, ',
     CAST(observed AS STRING), ' came: ', CASE WHEN observed >= expected THEN '+' ELSE '' END,

@@ -31,8 +31,9 @@ INPUT = {
 """table -> the per-day table it reads; base_customers, retention_daily and cohorts read customer_days"""
 
 BASELINE_DAYS = 7
-DUE_DAYS = 385
-"""days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, and the longest window of 14"""
+DUE_DAYS = 386
+"""days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, the longest window
+of 14, and the day before"""
 BATCH_ROWS, BATCH_DAYS = 500_000, 31
 """most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
@@ -132,9 +133,11 @@ class Workspace:
                 self.run(fast_query(table), from_date=first, to_date=last)
             case "alert_logic":
                 self.build_range("retention_daily", first - timedelta(days=BASELINE_DAYS), last)
+                self.build_range("returning_customers", first, last)
                 self.run(query(table), from_date=first, to_date=last)
             case "returning_customers":
                 self.run(fast_query("due_daily"), from_date=first - timedelta(days=DUE_DAYS), to_date=last)
+                self.run(query("return_expectations"), from_date=first, to_date=last)
                 self.run(query(table), from_date=first, to_date=last)
             case "customer_priority":
                 self.build_intervals(first, last)

@@ -134,23 +134,34 @@ TABLES: dict[str, Table] = {
             _c("at_risk_pct", "FLOAT64", "100 x at_risk / customers, %", True),
             _c("inactive_pct", "FLOAT64", "100 x inactive / customers, %", True),
         ), "as_of_date"),
-        Table("alert_logic", "The macro alert as of D: AT_RISK % against the mean of the 7 previous days (SQL5).", "day",
+        Table("alert_logic", "The macro alerts as of D, a row for each rule: AT_RISK % against the mean of the 7 previous days, and returning "
+              "customers against what their own rhythm predicts (SQL5).", "day",
               ("alert_date", "alert_type", "scope"), (
                   _c("alert_date", "DATE", "Reference date D"),
-                  _c("alert_type", "STRING", "retention_status_degradation"),
+                  _c("alert_type", "STRING", "Which rule: retention_status_degradation or returning_customers_shortfall"),
                   _c("scope", "STRING", "global"),
-                  _c("metric_name", "STRING", "at_risk_pct"),
-                  _c("current_value", "FLOAT64", "The metric on D, %", True),
-                  _c("baseline_value", "FLOAT64", "Mean of the 7 previous days, %", True),
-                  _c("delta_pct", "FLOAT64", "current - baseline, percentage points", True),
+                  _c("metric_name", "STRING", "at_risk_pct, or returning_customers"),
+                  _c("current_value", "FLOAT64", "The metric on D: %, or customers", True),
+                  _c("baseline_value", "FLOAT64", "Mean of the 7 previous days, %; or customers expected", True),
+                  _c("delta_pct", "FLOAT64", "current - baseline: percentage points, or customers", True),
                   _c("delta_relative_pct", "FLOAT64", "100 x (current - baseline) / baseline, %", True),
-                  _c("threshold_warning", "FLOAT64", "WARNING from this delta_relative_pct, %"),
-                  _c("threshold_critical", "FLOAT64", "CRITICAL from this delta_relative_pct, %"),
+                  _c("threshold_warning", "FLOAT64", "WARNING from this delta_relative_pct, %: a rise, or (below 0) a shortfall; "
+                                                     "null where nobody is expected", True),
+                  _c("threshold_critical", "FLOAT64", "CRITICAL likewise", True),
                   _c("severity", "STRING", "INFO, WARNING or CRITICAL"),
                   _c("alert_flag", "BOOL", "Severity is WARNING or CRITICAL"),
                   _c("sample_size", "INT64", "Customers behind the metric"),
                   _c("gate", "STRING", "Which safeguard held the alert back: data_incomplete, history_warmup, "
-                                       "baseline_warmup, min_sample; null: none", True),
+                                       "baseline_warmup, min_sample, partial_day; null: none", True),
+                  _c("window_days", "INT64", "Shortfall only, like all that follow: days up to D that fall short most, 3 to 14", True),
+                  _c("observed", "INT64", "Customers who came back in them", True),
+                  _c("expected", "FLOAT64", "Customers who were due back, as known before they began", True),
+                  _c("expected_low", "FLOAT64", "Below this is WARNING", True),
+                  _c("expected_high", "FLOAT64", "As far above", True),
+                  _c("overdispersion", "FLOAT64", "Variance of a day's count as a multiple of a Poisson count's, at least 1", True),
+                  _c("score", "FLOAT64", "(expected - observed) / sqrt(overdispersion x expected)", True),
+                  _c("level", "FLOAT64", "Returns of the last 4 weeks before the window against their half-year habit; 1: the same", True),
+                  _c("sentence", "STRING", "The row in words", True),
               ), "alert_date"),
         Table("customer_priority", "Who to contact first on D, with reasons.", "day", ("customer_id",), (
             _c("run_date", "DATE", "Reference date D"),
@@ -239,19 +250,21 @@ DUE_DAILY = Table(
         _c("returned", "INT64", "Of these with an order on the day"),
     ), "as_of_date")
 
-RETURNING_CUSTOMERS = Table(
-    "returning_customers", "Returning customers against what their own rhythm predicts: alert_logic's columns, and how they came about.",
-    "day", ("alert_date", "alert_type", "scope"), (
-        *(replace(column, nullable=True) if column.name.startswith("threshold") else column for column in TABLES["alert_logic"].columns),
-        _c("window_days", "INT64", "Days up to D that fall short most, measured in their noise: 3 to 14", True),
-        _c("observed", "INT64", "Customers who came back in them", True),
-        _c("expected", "FLOAT64", "Customers who were due back, as known before they began", True),
-        _c("expected_low", "FLOAT64", "Below this is WARNING", True),
-        _c("expected_high", "FLOAT64", "As far above", True),
-        _c("overdispersion", "FLOAT64", "Variance of a day's count as a multiple of a Poisson count's, at least 1", True),
-        _c("score", "FLOAT64", "(expected - observed) / sqrt(overdispersion x expected)", True),
-        _c("sentence", "STRING", "The row in words", True),
-    ), "alert_date")
+RETURN_EXPECTATIONS = Table(
+    "return_expectations", "How likely a customer who is due comes back on a day, as known at the end of a date; never stored.", "whole",
+    ("known_day", "rhythm", "recency", "weekday"), (
+        _c("known_day", "DATE", "What was known at the end of this date P"),
+        _c("rhythm", "INT64", "As in due_daily"),
+        _c("recency", "INT64", "Likewise"),
+        _c("weekday", "INT64", "Days since 1970-01-01, modulo 7"),
+        _c("chance", "INT64", "Of a thousand million: returns per customer of the cell on a day of that weekday after P", True),
+        _c("level", "FLOAT64", "Returns of the last 4 weeks up to P against their half-year habit", True),
+    ), "known_day")
 
-RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURNING_CUSTOMERS)}}
+RETURNING_CUSTOMERS = replace(
+    TABLES["alert_logic"], name="returning_customers",
+    description="Returning customers against what their own rhythm predicts, as rows of alert_logic; never stored.",
+)
+
+RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS)}}
 """everything a rule may yield or read"""

@@ -21,6 +21,7 @@ FILES = {
     "retention_daily": "05_retention_daily.sql",
     "alert_logic": "05_alert_logic.sql",
     "due_daily": "05_due_daily.sql",
+    "return_expectations": "05_return_expectations.sql",
     "returning_customers": "05_returning_customers.sql",
     "customer_priority": "06_customer_priority.sql",
 }

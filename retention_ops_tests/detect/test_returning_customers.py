@@ -108,7 +108,23 @@ def test_a_shop_that_stops_is_heard_and_then_has_no_level(tmp_path: Path, orders
     assert oracle.differences("returning_customers", Returning(left, lake.settings, days[-1]).frame(days), found) == []
     assert "CRITICAL" in set(found["severity"][:10])
     gates = [oracle.plain(gate) for gate in found["gate"]]
-    assert gates[-1] == "baseline_warmup" and {None, "min_sample", "baseline_warmup"} == set(gates)
+    assert gates[-1] == "baseline_warmup" and {None, "min_sample", "baseline_warmup", "partial_day"} == set(gates)
+
+
+def test_a_day_that_falls_out_alone_waits_for_the_next(tmp_path: Path):
+    """600 customers come every sixth day, 100 a day; the last day's load holds 20 of them, or two days do."""
+    start, d = date(2024, 1, 1), date(2024, 5, 10)
+    visits = [(f"c{number}", day, 100) for day in oracle.dates(start, d) for number in range((day - start).days % 6, 600, 6)]
+
+    def shop(name: str, *half_loaded: date) -> list[tuple[str | None, str]]:
+        kept = [visit for visit in visits if visit[1] not in half_loaded or int(visit[0][1:]) < 120]
+        with workspace(lake_with(orders_frame(kept), tmp_path / name, complete_through=d)) as space:
+            found = rows(space, d - timedelta(1), d)
+        return [(oracle.plain(gate), severity) for gate, severity in zip(found["gate"], found["severity"], strict=True)]
+
+    assert shop("whole") == [(None, "INFO"), (None, "INFO")]
+    assert shop("half") == [(None, "INFO"), ("partial_day", "INFO")]
+    assert shop("silent", d - timedelta(1), d) == [("partial_day", "INFO"), (None, "CRITICAL")]
 
 
 def test_a_day_alone_says_what_it_says_in_a_range(tmp_path: Path, orders: pd.DataFrame):
