@@ -22,6 +22,14 @@ PROFILES = {"standard": (30, 90), "fast_fashion": (15, 45), "luxury": (60, 180)}
 """profile -> (active_days, at_risk_days)"""
 
 
+TRIAL = "trial"
+"""what a rule answers in while the mode is live and the rule is still in its pilot period; no mode that can be set"""
+TEST_MODES = ("pilot", TRIAL)
+"""modes that send to the test targets"""
+REAL_MODES = ("pilot", TRIAL, "live")
+"""modes in which something really leaves"""
+
+
 class Settings(BaseSettings):
     """All settings of one installation."""
 
@@ -86,6 +94,10 @@ class Settings(BaseSettings):
     )
     shortfall_critical: float = Field(4.5, description="CRITICAL likewise", gt=0, allow_inf_nan=False)
     min_due: int = Field(20, description="customers due back in a window before it is judged", ge=1)
+    shortfall_response: bool = Field(True, description="answer shortfalls of returning customers; their rows and flags are computed anyway")
+    shortfall_pilot_days: int = Field(
+        14, description="in live: days after its first morning in which a shortfall alone is answered as in pilot; 0: none", ge=0,
+    )
     min_sample: int = Field(100, description="customers needed before the alert may fire", ge=0)
 
     # priority queue
@@ -217,9 +229,9 @@ class Settings(BaseSettings):
         return self.at_risk_days or PROFILES[self.profile][1]
 
     def target(self, name: str, mode: str) -> str:
-        """The setting `name` as `mode` uses it: pilot keeps to the test channel, project and spreadsheet."""
+        """The setting `name` as `mode` uses it: pilot and trial keep to the test channel, project and spreadsheet."""
         group, _, what = name.partition("_")
-        return getattr(self, f"{group}_test_{what}" if mode == "pilot" else name)
+        return getattr(self, f"{group}_test_{what}" if mode in TEST_MODES else name)
 
     @property
     def packs(self) -> Path:

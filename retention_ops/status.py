@@ -16,10 +16,9 @@ from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import ARMED
 from retention_ops.log import runs
 from retention_ops.log.database import actions, ops_database, ops_events
-from retention_ops.log.exposures import REAL_MODES
 from retention_ops.package.audiences import TIERS, safe_text
 from retention_ops.package.pack import Pack, find_pack, no_contact, pack_days, records
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, Settings
 from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.freshness import Changes, freshness
 from retention_ops.warehouse.seam import Warehouse

@@ -36,21 +36,30 @@ ahead AS (
   FROM (SELECT DISTINCT UNIX_DATE(known_day) AS known_day, level FROM return_expectations) AS levels
   JOIN daily ON daily.day_no BETWEEN levels.known_day + 1 AND levels.known_day + 14
 ),
+first_weekdays AS (
+  -- the first day of its weekday after P that a chance is about
+  SELECT
+    UNIX_DATE(known_day) AS known_day,
+    UNIX_DATE(known_day) + 1 + MOD(weekday + 7 - MOD(UNIX_DATE(known_day) + 1, 7), 7) AS day_no,
+    rhythm,
+    recency,
+    chance
+  FROM return_expectations
+),
+chances AS (
+  SELECT known_day, day_no, rhythm, recency, chance FROM first_weekdays
+  UNION ALL
+  SELECT known_day, day_no + 7, rhythm, recency, chance FROM first_weekdays
+),
 expected_on AS (
   -- thousand-millionths of a customer: what the chances of P say of who is due on the days after it
-  SELECT
-    UNIX_DATE(return_expectations.known_day) AS known_day,
-    due_on.day_no,
-    SUM(return_expectations.chance * due_on.due) AS expected
-  FROM return_expectations
-  CROSS JOIN (SELECT 1 AS week UNION ALL SELECT 8) AS weeks
+  SELECT chances.known_day, chances.day_no, SUM(chances.chance * due_on.due) AS expected
+  FROM chances
   JOIN due_on
-    -- the first and the second day of that weekday after P
-    ON due_on.day_no = UNIX_DATE(return_expectations.known_day) + weeks.week
-      + MOD(return_expectations.weekday + 7 - MOD(UNIX_DATE(return_expectations.known_day) + 1, 7), 7)
-    AND due_on.rhythm = return_expectations.rhythm
-    AND due_on.recency = return_expectations.recency
-  GROUP BY 1, 2
+    ON due_on.day_no = chances.day_no
+    AND due_on.rhythm = chances.rhythm
+    AND due_on.recency = chances.recency
+  GROUP BY chances.known_day, chances.day_no
 ),
 windows AS (
   SELECT

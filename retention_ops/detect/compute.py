@@ -6,7 +6,7 @@ otherwise the input is computed again, so no result ever depends on what happens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
@@ -90,13 +90,13 @@ class Workspace:
         """Makes one file of the lake readable under its table's name."""
         self._replace("VIEW", table, f"SELECT * FROM {parquet_scan(self.lake.path(table, part))}")
 
-    def run(self, rule: Query, **dates: date) -> None:
-        """Computes a rule into a temp table of its table's name; `dates` are its parameters that no setting gives."""
-        self._replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, dates))
+    def run(self, rule: Query, **given: date | float) -> None:
+        """Computes a rule into a temp table of its table's name; `given` are its parameters that no setting gives."""
+        self._replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, given))
 
-    def parameters(self, rule: Query, dates: dict[str, date]) -> dict[str, Any]:
+    def parameters(self, rule: Query, given: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a rule's named parameters."""
-        known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **dates}
+        known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **given}
         return {name: known[name] for name in sorted(rule.parameters)}
 
     def _replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
@@ -160,6 +160,12 @@ class Workspace:
         size = max(1, min(BATCH_DAYS, int(BATCH_ROWS * len(days) / rows)))
         for start in range(0, len(days), size):
             yield days[start:start + size]
+
+    def build_missing(self, day: date, window_days: int, overdispersion: float) -> None:
+        """Computes due_customers and shortfall_slices of the window of `window_days` up to D. A range of alert_logic with D in it is
+        at hand."""
+        self.run(query("due_customers"), reference_date=day, window_from=day - timedelta(days=window_days - 1))
+        self.run(query("shortfall_slices"), overdispersion=overdispersion)
 
     def use(self, table: str, day: date) -> None:
         """Makes `table` as of `day` readable: from its stored partition where that is of the same make."""

@@ -27,7 +27,7 @@ from retention_ops.log.database import incidents as incident_table
 from retention_ops.package.audiences import TIERS, audience_sha256
 from retention_ops.package.brief import CHART_FILE
 from retention_ops.package.pack import Pack, alert_version, current_audiences, find_pack, renew_pack, verify
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, Settings
 from retention_ops.warehouse.seam import Warehouse
 
 EXPORTED_TIERS = {"WARNING": ("P1", "P2"), "CRITICAL": ("P1", "P2", "P3")}
@@ -76,7 +76,7 @@ class Planner:
         """D's Action Pack, built anew where it is missing, older than the result, or lists people it may not; proven whole."""
         pack = self._found(day)
         handed_over = exposures.handed_over_around(self.engine, day, self.settings.handover_cooldown_days)
-        if pack is None or pack.manifest["alert_version"] != alert_version(alert) or \
+        if pack is None or not pack.is_of(alert) or \
                 pack.manifest["audience_sha256"] != audience_sha256(current_audiences(self.lake, day, handed_over)):
             pack = renew_pack(self.lake, day, handed_over, run_id=self.run_id, clock=self.clock)
         prove(pack, alert)
@@ -104,7 +104,7 @@ class Planner:
             if not last or (last["version"], last["verdict"]) != (decision.version, decision.verdict):
                 self._insert_answer(connection, alert, decision, None, None, now)
             return []
-        incident = incidents.current(connection, alert["alert_type"], alert["scope"], self.settings.mode)
+        incident = incidents.current(connection, alert["scope"], self.settings.mode)
         if decision.verdict == "retract":
             incident = incidents.get(connection, last["incident_id"])
         elif (decision.verdict == "open") != (incident is None) or (decision.verdict == "resolve" and day <= incident["last_flagged_on"]):
@@ -290,7 +290,7 @@ class Planner:
         lists = {tier: pack.manifest["audiences"][tier] for tier in EXPORTED_TIERS[alert["severity"]]}
         customers, sha = sum(entry["rows"] for entry in lists.values()), pack.manifest["audience_sha256"]
         limit = self.settings.approval_above
-        asks = alert["severity"] == "CRITICAL" and limit is not None and customers > limit and self.settings.mode in exposures.REAL_MODES
+        asks = alert["severity"] == "CRITICAL" and limit is not None and customers > limit and self.settings.mode in REAL_MODES
         return Draft(self.settings, alert, {"id": incident_id}, 0, answer_id, hold).intent(
             "sheets", "publish", {
                 "audience_sha256": sha,
@@ -342,7 +342,7 @@ class Draft:
 def prove(pack: Pack, alert: Mapping[str, Any]) -> None:
     """Raises PackError unless the pack is whole and was built from this very alert result."""
     verify(pack)
-    if pack.manifest["alert_version"] != alert_version(alert):
+    if not pack.is_of(alert):
         raise PackError(
             f"the pack of {pack.day} was built from another result than alert_logic holds now; "
             f"`retention-ops run --date {pack.day}` builds both again"

@@ -35,9 +35,10 @@ from jinja2 import (
 )
 from markupsafe import Markup, escape
 
+from retention_ops.detect.alerts import AT_RISK, SHORTFALL, row_of
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import HOLDOUT
-from retention_ops.settings import Settings
+from retention_ops.settings import TRIAL, Settings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
 CHART_FILE = "at_risk_trend.png"
@@ -53,11 +54,15 @@ class BriefFacts:
     """
 
     alert: dict[str, Any]
-    """the alert_logic row of the reference date D"""
+    """the alert of the reference date D (detect/alerts.py): the alert_logic row that leads, the others under 'others'"""
     daily: dict[str, Any]
     """the retention_daily row of D"""
     history: list[dict[str, Any]]
-    """alert_logic rows of the trend window, oldest first, ending at D; may be short, its values None in warm-up"""
+    """the first rule's alert_logic rows of the trend window, oldest first, ending at D; may be short, its values None in warm-up"""
+    shortfalls: list[dict[str, Any]]
+    """the rows of the second rule likewise"""
+    flagged: set[date]
+    """days of the window that a rule in charge flags"""
     newly_at_risk: dict[str, int] | None
     """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once}"""
     counts: dict[str, int]
@@ -155,6 +160,7 @@ def _gate_sentences(
     day, needed = long_day(as_date(alert["alert_date"])), settings.at_risk_limit + 7
     sample, least = alert["sample_size"] or 0, settings.min_sample
     behind = "is" if sample == 1 else "are"
+    due = alert["alert_type"] == SHORTFALL
     judged = ""
     if first_order is not None:
         judged = f" The first order was on {long_day(first_order)}; the alarm judges from {long_day(first_order + timedelta(needed))} on."
@@ -172,15 +178,29 @@ def _gate_sentences(
             f"so the share is not settled.{judged}",
         ),
         "baseline_warmup": (
+            "customers due",
+            "Enough customers came back in the last weeks to say who is due.",
+            "Nobody came back in the weeks before, so nobody can be said to be due.",
+        ) if due else (
             "baseline above zero",
             "There is a mean of the 7 days before to compare with.",
             "In the 7 days before no customer was AT_RISK, so there is nothing to compare with.",
         ),
         "min_sample": (
+            "enough customers due",
+            f"{_counted(sample, 'customer')} {'was' if sample == 1 else 'were'} due; at least {settings.min_due:,} are needed.",
+            f"Only {_counted(sample, 'customer')} {'was' if sample == 1 else 'were'} due; below {settings.min_due:,} chance decides.",
+        ) if due else (
             "enough customers",
             f"{_counted(sample, 'customer')} {behind} behind the share; at least {least:,} are needed.",
             f"Only {_counted(sample, 'customer')} {behind} behind the share; below {least:,} a few people move it too much.",
         ),
+        **({"partial_day": (
+            "no day that falls out alone",
+            "The shortfall does not hang on one day.",
+            "The last day alone has less than half of what was due, and the day before was in order: data may be incomplete. "
+            "A second such day alerts.",
+        )} if due else {}),
     }
 
 
@@ -189,6 +209,7 @@ def _mode_sentence(mode: str) -> tuple[str, bool, str]:
     return {
         "off": ("mode", False, "Off: the response is switched off; nothing is sent."),
         "shadow": ("mode", False, "Shadow: everything is rehearsed and recorded, nothing is sent."),
+        TRIAL: ("mode", True, "A rule in its pilot period: WARNING days only, to the test channel and the test project."),
         "pilot": ("mode", True, "Pilot: WARNING days only, to the test channel and the test project."),
         "live": ("mode", True, "Live: the response goes to the channels and lists that are set up."),
     }[mode]
@@ -208,6 +229,7 @@ _URL_LENGTH = 1_000
 def _view(facts: BriefFacts) -> dict[str, Any]:
     """The `brief` that templates see: plain values, text from data cleaned to one line. templates/base.j2 lists them."""
     alert = facts.alert
+    at_risk = row_of(alert, AT_RISK) or alert
     day = as_date(alert["alert_date"])
     gate = (_clean(alert["gate"], 60) or "unnamed") if alert["gate"] else None  # no name, however odd, makes a held day a judged one
     severity = alert["severity"] if alert["severity"] in _MARKERS else "INFO"
@@ -224,8 +246,11 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         "shop": _clean(facts.shop_name, 60),
         "currency": _clean(facts.currency, 3),
         "mode": _clean(facts.mode, 20),
-        **_level(alert, facts.daily),
-        **_trend(alert, facts.history),
+        "leads": "returning" if alert["alert_type"] == SHORTFALL else "at_risk",
+        "rose": bool(at_risk["alert_flag"]),
+        "returning": _returning(row_of(alert, SHORTFALL)),
+        **_level(at_risk, facts.daily),
+        **_trend(at_risk, facts.history, facts.flagged),
         "windows": _windows(facts.rules),
         "judged_from": _judged_from(facts) if gate == "history_warmup" else None,
         **_behind_the_rise(facts),
@@ -317,13 +342,31 @@ def _would_be(relative: float | None, thresholds: tuple[float, float]) -> str:
     return "CRITICAL" if rise >= thresholds[1] else "WARNING" if rise >= thresholds[0] else "INFO"
 
 
-def _trend(alert: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _returning(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returning customers against what was due; None where the rule has nothing to say of the day."""
+    if row is None or row["expected"] is None:
+        return None
+    day = as_date(row["alert_date"])
+    return {
+        "sentence": _clean(row["sentence"], 200),
+        "from": day - timedelta(days=row["window_days"] - 1),
+        "days": row["window_days"],
+        "observed": row["observed"],
+        "expected": round(row["expected"]),
+        "low": round(row["expected_low"]),
+        "high": round(row["expected_high"]),
+        "flagged": bool(row["alert_flag"]),
+        "severity": row["severity"],
+        "gate": _clean(row["gate"], 60) if row["gate"] else None,
+    }
+
+
+def _trend(alert: dict[str, Any], history: list[dict[str, Any]], answered: set[date]) -> dict[str, Any]:
     """What the days before say: the run of flagged days, how many sit in the baseline, and the shape of the line."""
     day = as_date(alert["alert_date"])
-    by_day = {as_date(row["alert_date"]): row for row in history}
-    flagged = {past for past, row in by_day.items() if row["alert_flag"]} | ({day} if alert["alert_flag"] else set())
+    flagged = {as_date(row["alert_date"]) for row in history if row["alert_flag"]} | ({day} if alert["alert_flag"] else set())
     streak = 0
-    while day - timedelta(days=streak) in flagged:
+    while day - timedelta(days=streak) in answered:
         streak += 1
     values = [_number(row["current_value"]) for row in history]
     known = [value for value in values if value is not None]

@@ -16,7 +16,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
+from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, told_by
 from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
 from retention_ops.errors import PackError, QualityError
 from retention_ops.package.audiences import (
@@ -74,6 +75,8 @@ class Facts:
     alert: dict[str, Any]
     daily: dict[str, Any]
     history: list[dict[str, Any]]
+    shortfalls: list[dict[str, Any]]
+    flagged: list[str]
     priority: pd.DataFrame
     no_contact: NoContact
     handed_over: HandedOver
@@ -99,6 +102,10 @@ class Pack:
     @property
     def severity(self) -> str:
         return self.manifest["severity"]
+
+    def is_of(self, alert: Mapping[str, Any]) -> bool:
+        """Whether it was built from this very result: the leading row, and those flagged beside it."""
+        return row_versions(told_by(alert)).items() <= self.manifest["alert_versions"].items()
 
 
 def plain(value: Any) -> Any:
@@ -127,8 +134,13 @@ def canonical_sha256(value: Any) -> str:
 
 
 def alert_version(alert: Mapping[str, Any]) -> str:
-    """Identifies one result of the alert: the same row, the same version."""
-    return canonical_sha256({name: alert[name] for name in TABLES["alert_logic"].column_names})
+    """Identifies one result of the alert: the same rows, the same version."""
+    return canonical_sha256(told_by(alert))
+
+
+def row_versions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """alert_type -> what identifies that row."""
+    return {row["alert_type"]: canonical_sha256(row) for row in rows}
 
 
 def collect(
@@ -140,12 +152,17 @@ def collect(
     """
     first = day - timedelta(days=space.settings.trend_days - 1)
     dates = pd.to_datetime(history["alert_date"]).dt.date
-    window = records(history[(dates >= first) & (dates <= day)])
-    if not window or window[-1]["alert_date"] != day.isoformat():
+    rows = records(history[(dates >= first) & (dates <= day)])
+    alerts = alerts_by_day(rows, answered_rules(space.settings))
+    if day not in alerts:
         raise PackError(f"no alert_logic row for {day}; run `retention-ops run --date {day}`")
+    # what the response answers to, whichever rule says so: a run of flagged days is one story
+    flagged = {each.isoformat() for each, alert in alerts.items() if alert["alert_flag"]}
+    window = [row for row in rows if row["alert_type"] == AT_RISK]
     counts = records(daily[pd.to_datetime(daily["as_of_date"]).dt.date == day])
     return Facts(
-        day=day, alert=window[-1], daily=counts[0], history=_since_customers(window), priority=priority,
+        day=day, alert=alerts[day], daily=counts[0], history=_since_customers(window),
+        shortfalls=[row for row in rows if row["alert_type"] == SHORTFALL], flagged=sorted(flagged), priority=priority,
         no_contact=no_contact(space.lake, day), handed_over=handed_over, newly_at_risk=newly_at_risk(space, day, priority),
         first_order_date=space.orders.first_date if space.orders.first_date <= day else None,
         complete_through=space.orders.complete_through, currency=space.orders.currency, orders_version=space.orders.version,
@@ -216,6 +233,8 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
         "alert": facts.alert,
         "daily": facts.daily,
         "chart": facts.history,
+        "shortfalls": facts.shortfalls,
+        "flagged": facts.flagged,
         "newly_at_risk": facts.newly_at_risk,
         "first_order_date": plain(facts.first_order_date),
         "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
@@ -235,6 +254,8 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         alert=facts.alert,
         daily=facts.daily,
         history=facts.history,
+        shortfalls=facts.shortfalls,
+        flagged={date.fromisoformat(each) for each in facts.flagged},
         newly_at_risk=facts.newly_at_risk,
         counts={tier: audience.rows for tier, audience in audiences.items()},
         totals={tier: audience.listed for tier, audience in audiences.items()},
@@ -287,7 +308,7 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         "severity": severity,
         "alert_flag": facts.alert["alert_flag"],
         "gate": facts.alert["gate"],
-        "alert_version": alert_version(facts.alert),
+        "alert_versions": row_versions(row for told in (facts.alert, *facts.alert[OTHERS]) for row in told_by({**told, OTHERS: []})),
         "facts_sha256": facts_sha256(facts, settings),
         "audience_sha256": audience_sha256(audiences),
         "orders_version": facts.orders_version,
@@ -425,7 +446,7 @@ def _read_manifest(path: Path, day: date) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         datetime.fromisoformat(manifest["created_at"])
-        missing = {"files", "audiences", "facts_sha256", "alert_version"} - manifest.keys()
+        missing = {"files", "audiences", "facts_sha256", "alert_versions"} - manifest.keys()
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -266,5 +266,32 @@ RETURNING_CUSTOMERS = replace(
     description="Returning customers against what their own rhythm predicts, as rows of alert_logic; never stored.",
 )
 
-RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS)}}
+DUE_CUSTOMERS = Table(
+    "due_customers", "Who was due back in a window by their own rhythm, and who of them came; never stored.", "whole", ("customer_id",), (
+        _CUSTOMER,
+        _c("chance", "INT64", "Returns in the window expected of a thousand million such customers"),
+        _c("returned", "INT64", "Days of the window with an order"),
+        _c("was_new", "BOOL", "Had one shopping day when the window began, or in it"),
+        _c("last_order_date", "DATE", "Date of the latest order by D"),
+        _c("days_since_last_order", "INT64", "Days"),
+        _c("usual_gap_days", "FLOAT64", "Span / (order_days - 1); null with one shopping day", True),
+        _c("total_orders", "INT64", "Completed orders by D"),
+        _c("avg_order_value", "FLOAT64", "Currency units, 2 places"),
+        _c("is_overdue", "BOOL", "Did not come in the window and is silent for longer than the usual gap"),
+        _c("value_due", "FLOAT64", "chance x average order value, currency units, 2 places"),
+    ))
+
+SHORTFALL_SLICES = Table(
+    "shortfall_slices", "Due and returned customers of a window by what is known of them; never stored.", "whole", ("attribute", "value"), (
+        _c("attribute", "STRING", "history, country, segment, loyalty_tier or acquisition_channel"),
+        _c("value", "STRING", "Its value; (unknown) where the customer has none"),
+        _c("customers", "INT64", "Customers with an order before D"),
+        _c("expected", "FLOAT64", "Of these due back"),
+        _c("observed", "INT64", "Returns"),
+        _c("missing", "FLOAT64", "expected - observed"),
+        _c("score", "FLOAT64", "missing / sqrt(overdispersion x expected)", True),
+    ))
+
+RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS,
+                                                 DUE_CUSTOMERS, SHORTFALL_SLICES)}}
 """everything a rule may yield or read"""

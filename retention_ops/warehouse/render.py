@@ -24,6 +24,8 @@ FILES = {
     "return_expectations": "05_return_expectations.sql",
     "returning_customers": "05_returning_customers.sql",
     "customer_priority": "06_customer_priority.sql",
+    "due_customers": "07_due_customers.sql",
+    "shortfall_slices": "08_shortfall_slices.sql",
 }
 """table -> the file in sql/ that states its rule"""
 
