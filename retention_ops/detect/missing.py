@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from retention_ops.detect.compute import Workspace
 
-SHOWN = 20
+NAMED = 200
+"""more than any brief shows: some of them may not be named"""
 TELLING_SCORE = 2.0
 """a slice is named where its own shortfall stands out of its noise by so much, and more of its customers are missing than elsewhere"""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """`top` are due_customers rows of overdue customers, the highest value_due first; `slices` all rows of shortfall_slices."""
+    """`top` are due_customers rows of NAMED overdue customers, the highest value_due first; `slices` all rows of shortfall_slices."""
 
     overdue: int
     """customers who were due, did not come and are silent for longer than their usual gap"""
@@ -39,10 +40,8 @@ class Missing:
         return max(telling, key=lambda part: part["score"], default=None)
 
 
-def who_is_missing(
-    space: Workspace, day: date, row: Mapping[str, Any], keep: Callable[[str], bool] = lambda customer_id: True
-) -> Missing | None:
-    """What is behind the shortfall `row` of D; None where the rule expects nobody. `keep` says who may be named.
+def who_is_missing(space: Workspace, day: date, row: Mapping[str, Any]) -> Missing | None:
+    """What is behind the shortfall `row` of D; None where the rule expects nobody.
 
     alert_logic of a range with D in it has been built in `space`.
     """
@@ -50,13 +49,13 @@ def who_is_missing(
         return None
     space.build_missing(day, int(row["window_days"]), float(row["overdispersion"]))
     count, value = space.connection.execute("SELECT COUNT(*), SUM(value_due) FROM due_customers WHERE is_overdue").fetchall()[0]
-    named = space.connection.execute(
-        "SELECT customer_id, chance, last_order_date, days_since_last_order, usual_gap_days, total_orders, avg_order_value, value_due "
-        "FROM due_customers WHERE is_overdue ORDER BY value_due DESC, customer_id"
-    )
-    names = ("customer_id", "chance", "last_order_date", "days_since_last_order", "usual_gap_days", "total_orders", "avg_order_value",
-             "value_due")
-    top = [dict(zip(names, each, strict=True)) for each in named.fetchall() if keep(each[0])][:SHOWN]
-    columns = ("attribute", "value", "customers", "expected", "observed", "missing", "score")
-    slices = space.connection.execute(f"SELECT {', '.join(columns)} FROM shortfall_slices ORDER BY missing DESC, attribute, value").fetchall()
-    return Missing(count, round(value or 0.0, 2), top, [dict(zip(columns, each, strict=True)) for each in slices])
+    top = _rows(space, ("customer_id", "chance", "days_since_last_order", "usual_gap_days", "total_orders", "avg_order_value", "value_due"),
+                f"due_customers WHERE is_overdue ORDER BY value_due DESC, customer_id LIMIT {NAMED}")
+    slices = _rows(space, ("attribute", "value", "customers", "expected", "observed", "missing", "score"),
+                   "shortfall_slices ORDER BY missing DESC, attribute, value")
+    return Missing(count, round(value or 0.0, 2), top, slices)
+
+
+def _rows(space: Workspace, columns: Sequence[str], source: str) -> list[dict[str, Any]]:
+    found = space.connection.execute(f"SELECT {', '.join(columns)} FROM {source}").fetchall()
+    return [dict(zip(columns, row, strict=True)) for row in found]

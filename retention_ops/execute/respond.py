@@ -475,7 +475,7 @@ class Responder:
                 ledger.plan(connection, intents, now, self.run_id, {"*": self.settings.max_messages_per_day})
 
     def _unacknowledged(self, connection: Connection, incident: dict[str, Any]) -> list[Intent]:
-        text = wording.sentence("unacknowledged", {"alert_date": "", "current_value": None}, incident, None)
+        text = wording.sentence("unacknowledged", {"alert_type": AT_RISK, "alert_date": "", "current_value": None}, incident, None)
         plan = Draft(self.settings, {"alert_date": incident["last_flagged_on"].isoformat()}, incident, 0, None, "",
                       identity=f"incident:{incident['id']}:{incident['ack_by'].isoformat()}")
         posted = self.planner.first(connection, incident["id"], "slack", "post")

@@ -36,6 +36,7 @@ from jinja2 import (
 from markupsafe import Markup, escape
 
 from retention_ops.detect.alerts import AT_RISK, SHORTFALL, row_of
+from retention_ops.detect.missing import Missing
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import HOLDOUT
 from retention_ops.settings import TRIAL, Settings
@@ -63,6 +64,8 @@ class BriefFacts:
     """the rows of the second rule likewise"""
     flagged: set[date]
     """days of the window that a rule in charge flags"""
+    missing: Missing | None
+    """who is behind a flagged shortfall (detect/missing.py); `top` holds only customers who may be contacted"""
     newly_at_risk: dict[str, int] | None
     """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once}"""
     counts: dict[str, int]
@@ -249,6 +252,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         "leads": "returning" if alert["alert_type"] == SHORTFALL else "at_risk",
         "rose": bool(at_risk["alert_flag"]),
         "returning": _returning(row_of(alert, SHORTFALL)),
+        "missing": _missing(facts.missing),
         **_level(at_risk, facts.daily),
         **_trend(at_risk, facts.history, facts.flagged),
         "windows": _windows(facts.rules),
@@ -358,6 +362,27 @@ def _returning(row: dict[str, Any] | None) -> dict[str, Any] | None:
         "flagged": bool(row["alert_flag"]),
         "severity": row["severity"],
         "gate": _clean(row["gate"], 60) if row["gate"] else None,
+    }
+
+
+def _missing(missing: Missing | None) -> dict[str, Any] | None:
+    """Who is behind a shortfall, and which part of the customers carries it."""
+    if missing is None:
+        return None
+    part = missing.carried_by()
+    return {
+        "overdue": missing.overdue,
+        "value": missing.value_due,
+        "carried_by": part and {
+            "attribute": _clean(part["attribute"], 40).replace("_", " "), "value": _clean(part["value"], 80),
+            "expected": round(part["expected"]), "observed": part["observed"],
+            "fall": round(100 * part["missing"] / part["expected"]),
+        },
+        "top": [
+            {"id": _clean(row["customer_id"], 64) or "–", "days": row["days_since_last_order"], "gap": round(row["usual_gap_days"]),
+             "average": row["avg_order_value"], "value": row["value_due"]}
+            for row in missing.top
+        ],
     }
 
 

@@ -18,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ import pyarrow as pa
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
-from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, told_by
+from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, row_of, told_by
 from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import PackError, QualityError
 from retention_ops.package.audiences import (
     TIERS,
@@ -65,6 +66,7 @@ OUTBOX = "outbox"
 LOCK = ".lock"
 ABANDONED_AFTER_SECONDS = 3600
 TOP_CUSTOMERS = 5
+MISSING_CUSTOMERS = 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Facts:
     history: list[dict[str, Any]]
     shortfalls: list[dict[str, Any]]
     flagged: list[str]
+    missing: Missing | None
     priority: pd.DataFrame
     no_contact: NoContact
     handed_over: HandedOver
@@ -158,11 +161,13 @@ def collect(
         raise PackError(f"no alert_logic row for {day}; run `retention-ops run --date {day}`")
     # what the response answers to, whichever rule says so: a run of flagged days is one story
     flagged = {each.isoformat() for each, alert in alerts.items() if alert["alert_flag"]}
+    short = row_of(alerts[day], SHORTFALL)
     window = [row for row in rows if row["alert_type"] == AT_RISK]
     counts = records(daily[pd.to_datetime(daily["as_of_date"]).dt.date == day])
     return Facts(
         day=day, alert=alerts[day], daily=counts[0], history=_since_customers(window),
-        shortfalls=[row for row in rows if row["alert_type"] == SHORTFALL], flagged=sorted(flagged), priority=priority,
+        shortfalls=[row for row in rows if row["alert_type"] == SHORTFALL], flagged=sorted(flagged),
+        missing=who_is_missing(space, day, short) if short and short["alert_flag"] else None, priority=priority,
         no_contact=no_contact(space.lake, day), handed_over=handed_over, newly_at_risk=newly_at_risk(space, day, priority),
         first_order_date=space.orders.first_date if space.orders.first_date <= day else None,
         complete_through=space.orders.complete_through, currency=space.orders.currency, orders_version=space.orders.version,
@@ -235,6 +240,7 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
         "chart": facts.history,
         "shortfalls": facts.shortfalls,
         "flagged": facts.flagged,
+        "missing": plain_missing(facts.missing),
         "newly_at_risk": facts.newly_at_risk,
         "first_order_date": plain(facts.first_order_date),
         "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
@@ -256,6 +262,7 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         history=facts.history,
         shortfalls=facts.shortfalls,
         flagged={date.fromisoformat(each) for each in facts.flagged},
+        missing=_nameable(facts, settings),
         newly_at_risk=facts.newly_at_risk,
         counts={tier: audience.rows for tier, audience in audiences.items()},
         totals={tier: audience.listed for tier, audience in audiences.items()},
@@ -278,6 +285,20 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         safeguards=safeguards(facts.alert, facts.complete_through, settings, facts.first_order_date),
         rules=settings.rule_parameters(),
     )
+
+
+def _nameable(facts: Facts, settings: Settings) -> Missing | None:
+    """Who is missing, without those whom nobody is told to call: no consent, suppressed, or held out."""
+    if facts.missing is None:
+        return None
+    left_out = LeftOut(facts.no_contact.refused, facts.no_contact.suppressed, holdout_pct(settings), settings.holdout_salt)
+    named = [row for row in facts.missing.top if left_out.reason(row["customer_id"], facts.day) is None]
+    return replace(facts.missing, top=named[:MISSING_CUSTOMERS])
+
+
+def plain_missing(missing: Missing | None) -> dict[str, Any] | None:
+    """As JSON has it."""
+    return None if missing is None else vars(missing)
 
 
 def _actions(rows: pd.DataFrame) -> list[tuple[str, int]]:
