@@ -224,7 +224,14 @@ PRIORITY_INTERVALS = Table(
         _c("to_day", "INT64", "Its last day within the range, likewise"),
     ))
 
-CLOSED_DAYS = Table("closed_days", "Days without trade: planned closures and public holidays.", "whole", ("closed_date",), (
+CALENDAR_DAYS = Table("calendar_days", "Public holidays and planned closures, from the settings.", "whole", ("calendar_date",), (
+    _c("calendar_date", "DATE", "The day"),
+    _c("reason", "STRING", "The holiday's name, or the reason of the closure"),
+    _c("planned", "BOOL", "A planned closure, else a public holiday"),
+))
+
+CLOSED_DAYS = Table("closed_days", "Days without trade: planned closures, and public holidays with hardly an order; never stored.", "whole",
+                    ("closed_date",), (
     _c("closed_date", "DATE", "Closed day"),
     _c("reason", "STRING", "Why", True),
 ))
@@ -253,5 +260,5 @@ RETURNING_CUSTOMERS = Table(
         _c("sentence", "STRING", "The row in words", True),
     ), "alert_date")
 
-RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURNING_CUSTOMERS)}}
+RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CALENDAR_DAYS, CLOSED_DAYS, DUE_DAILY, RETURNING_CUSTOMERS)}}
 """everything a rule may yield or read"""
