@@ -246,3 +246,24 @@ def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:
     with workspace(lake) as space:
         space.build_range("alert_logic", first, last)
         return space.rows("alert_logic")
+
+
+def closures_between(lake: Warehouse, first: date, last: date) -> list[dict[str, Any]]:
+    """The calendar from `first` to `last`, oldest first: date, kind, reason, `orders` on it, and whether it counts as `closed`.
+
+    A public holiday is decided by its orders: `closed` is None where they are not all in yet, or there were none so early.
+    """
+    found = calendar(lake.settings, planned_closures(lake.settings), first, last)
+    known, counts, closed = lake.orders(), {}, set()
+    asked = [day.day for day in found if known and known.first_date <= day.day <= known.complete_through]
+    if asked:
+        with workspace(lake) as space:
+            space.build_closed_days(asked[0], asked[-1])
+            closed = set(space.rows("closed_days")["closed_date"].dt.date)
+            counts = {day: int(orders) for day, orders in space.connection.execute(
+                f"SELECT order_date, SUM(orders) AS orders FROM customer_days WHERE order_date BETWEEN DATE '{asked[0]}' AND "
+                f"DATE '{asked[-1]}' GROUP BY order_date").fetchall()}
+    return [{
+        "date": day.day, "kind": day.kind, "reason": day.reason, "orders": counts.get(day.day, 0) if day.day in asked else None,
+        "closed": True if day.kind == "planned closure" else day.day in closed if day.day in asked else None,
+    } for day in found]
