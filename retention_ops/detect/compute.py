@@ -52,7 +52,9 @@ class Workspace:
         self.orders = orders
         self.settings = lake.settings
         self.customers = lake.customers()
-        self.closures = planned_closures(self.settings)  # read once: the rows and what they are said to be made from must agree
+        # read once: the rows and what they are said to be made from must agree
+        self.closures = planned_closures(self.settings)
+        self._rules_sha256 = self.settings.rules_sha256(self.closures)
         self._built: dict[str, tuple] = {}
 
     @property
@@ -61,7 +63,7 @@ class Workspace:
         return {
             "orders_version": self.orders.version,
             "customers_version": self.customers.version if self.customers else "",
-            "rules_sha256": self.settings.rules_sha256(self.closures),
+            "rules_sha256": self._rules_sha256,
         }
 
     def cost(self) -> dict[str, Any]:
