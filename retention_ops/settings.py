@@ -10,13 +10,16 @@ import hashlib
 import json
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retention_ops.errors import SettingsError
+
+if TYPE_CHECKING:
+    from retention_ops.detect.closures import Closure
 
 PROFILES = {"standard": (30, 90), "fast_fashion": (15, 45), "luxury": (60, 180)}
 """profile -> (active_days, at_risk_days)"""
@@ -68,6 +71,10 @@ class Settings(BaseSettings):
     currency: str = Field("EUR", description="ISO code for order files that name none", pattern=r"^[A-Z]{3}$")
     start_date: date | None = Field(None, description="first partition; default: the first order_date")
     schedule_time: str = Field("06:00", description="daily run, hh:mm in shop_timezone", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    holiday_country: str = Field(
+        "", description="ISO 3166 code whose public holidays may be days without trade, e.g. DE or GB-ENG; empty: no public holidays",
+    )
+    closures_file: Path | None = Field(None, description="csv from,to,reason: planned closures, both dates included; to empty: one day")
     max_order_amount: int = Field(10_000_000, description="an order above this many currency units is refused", gt=0)
 
     # retention status
@@ -201,6 +208,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not an IANA time zone such as Europe/London") from error
         return value
 
+    @field_validator("holiday_country")
+    @classmethod
+    def _known_country(cls, value: str) -> str:
+        if value:
+            from retention_ops.detect.closures import check_country  # the library is read only where it is wanted
+
+            check_country(value)
+        return value
+
     @model_validator(mode="after")
     def _order(self) -> Settings:
         if self.active_limit >= self.at_risk_limit:
@@ -272,9 +288,17 @@ class Settings(BaseSettings):
             "value_proxy_pct": self.value_proxy_pct,
         }
 
-    def rules_sha256(self) -> str:
-        """Identifies the rules in force: same hash, same meaning of every table."""
-        text = json.dumps(self.rule_parameters(), sort_keys=True, separators=(",", ":"))
+    def rules_sha256(self, closures: tuple[Closure, ...] | None = None) -> str:
+        """Identifies the rules in force: same hash, same meaning of every table.
+
+        The calendar is one of them: `closures` as they were read already, else those of the file now. Raises what reading it raises.
+        """
+        rules = self.rule_parameters()
+        if self.holiday_country or self.closures_file:
+            from retention_ops.detect.closures import identity, planned_closures
+
+            rules |= identity(self, planned_closures(self) if closures is None else closures)
+        text = json.dumps(rules, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

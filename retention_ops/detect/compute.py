@@ -15,9 +15,10 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay, calendar, planned_closures
 from retention_ops.errors import NoOrders
-from retention_ops.warehouse.catalog import CLOSED_DAYS, RELATIONS, TABLES
-from retention_ops.warehouse.dialect import no_rows, parquet_scan
+from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, RELATIONS, TABLES
+from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
 from retention_ops.warehouse.seam import Warehouse
@@ -34,6 +35,8 @@ BASELINE_DAYS = 7
 DUE_DAYS = 386
 """days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, the longest window
 of 14, and the day before"""
+COMPARED_DAYS = 56
+"""days before a holiday with which closed_days compares it"""
 BATCH_ROWS, BATCH_DAYS = 500_000, 31
 """most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
@@ -50,6 +53,9 @@ class Workspace:
         self.orders = orders
         self.settings = lake.settings
         self.customers = lake.customers()
+        # read once: the rows and what they are said to be made from must agree
+        self.closures = planned_closures(self.settings)
+        self._rules_sha256 = self.settings.rules_sha256(self.closures)
         self._built: dict[str, tuple] = {}
 
     @property
@@ -58,7 +64,7 @@ class Workspace:
         return {
             "orders_version": self.orders.version,
             "customers_version": self.customers.version if self.customers else "",
-            "rules_sha256": self.settings.rules_sha256(),
+            "rules_sha256": self._rules_sha256,
         }
 
     def cost(self) -> dict[str, Any]:
@@ -136,6 +142,7 @@ class Workspace:
                 self.build_range("returning_customers", first, last)
                 self.run(query(table), from_date=first, to_date=last)
             case "returning_customers":
+                self.build_closed_days(first - timedelta(days=DUE_DAYS), last)
                 self.run(fast_query("due_daily"), from_date=first - timedelta(days=DUE_DAYS), to_date=last)
                 self.run(query("return_expectations"), from_date=first, to_date=last)
                 self.run(query(table), from_date=first, to_date=last)
@@ -143,6 +150,18 @@ class Workspace:
                 self.build_intervals(first, last)
                 self.run(queue_of_range(), from_date=first, to_date=last)
         self._built[table] = (first, last)
+
+    def build_closed_days(self, first: date, last: date) -> None:
+        """Finds the days without trade between two dates; a shop without a calendar has none, as `attach` left it."""
+        if self.settings.holiday_country or self.closures:
+            self._show_calendar(calendar(self.settings, self.closures, first - timedelta(days=COMPARED_DAYS), last))
+            self.run(query("closed_days"), from_date=first, to_date=last)
+
+    def _show_calendar(self, days: list[CalendarDay]) -> None:
+        """Makes `calendar_days` readable."""
+        rows = ", ".join(f"(DATE '{day.day}', {literal(day.reason)}, {day.kind == 'planned closure'})" for day in days)
+        columns = ", ".join(CALENDAR_DAYS.column_names)
+        self._replace("VIEW", "calendar_days", f"SELECT * FROM (VALUES {rows}) AS given({columns})" if days else no_rows(CALENDAR_DAYS))
 
     def build_intervals(self, first: date, last: date) -> None:
         """Finds when each customer is in a tier between two dates, unless a range that covers them is at hand."""
@@ -238,3 +257,24 @@ def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:
     with workspace(lake) as space:
         space.build_range("alert_logic", first, last)
         return space.rows("alert_logic")
+
+
+def closures_between(lake: Warehouse, first: date, last: date) -> list[dict[str, Any]]:
+    """The calendar from `first` to `last`, oldest first: date, kind, reason, `orders` on it, and whether it counts as `closed`.
+
+    A public holiday is decided by its orders: `closed` is None where they are not all in yet, or there were none so early.
+    """
+    found = calendar(lake.settings, planned_closures(lake.settings), first, last)
+    known, counts, closed = lake.orders(), {}, set()
+    asked = [day.day for day in found if known and known.first_date <= day.day <= known.complete_through]
+    if asked:
+        with workspace(lake) as space:
+            space.build_closed_days(asked[0], asked[-1])
+            closed = set(space.rows("closed_days")["closed_date"].dt.date)
+            counts = {day: int(orders) for day, orders in space.connection.execute(
+                f"SELECT order_date, SUM(orders) AS orders FROM customer_days WHERE order_date BETWEEN DATE '{asked[0]}' AND "
+                f"DATE '{asked[-1]}' GROUP BY order_date").fetchall()}
+    return [{
+        "date": day.day, "kind": day.kind, "reason": day.reason, "orders": counts.get(day.day, 0) if day.day in asked else None,
+        "closed": True if day.kind == "planned closure" else day.day in closed if day.day in asked else None,
+    } for day in found]

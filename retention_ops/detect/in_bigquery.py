@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay
 from retention_ops.detect.compute import Workspace
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery, Session, google_literal
@@ -67,6 +68,15 @@ class BigQueryWorkspace(Workspace):
 
     def _show(self, table: str, part: date | str) -> None:
         self.connection.show_part(table, part)
+
+    def _show_calendar(self, days: list[CalendarDay]) -> None:
+        rows = ", ".join(
+            f"STRUCT(DATE '{day.day}' AS calendar_date, {google_literal(day.reason)} AS reason, {day.kind == 'planned closure'} AS planned)"
+            for day in days)
+        if days:
+            self.connection.show("calendar_days", f"SELECT calendar_date, reason, planned FROM UNNEST([{rows}])")
+        else:
+            self.connection.show_nothing("calendar_days")
 
     def run(self, rule: Query, **dates: date) -> None:
         self.connection.stage(rule.table, rule.google_sql, self.parameters(rule, dates))

@@ -26,7 +26,6 @@ from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import PASSED, Decision
 from retention_ops.execute.plan import EXPORTED_TIERS
 from retention_ops.execute.respond import Responder, links_of
-from retention_ops.log import exposures
 from retention_ops.log.database import answers
 from retention_ops.package.audiences import Audience, audience_sha256
 from retention_ops.package.pack import alert_version, canonical_sha256

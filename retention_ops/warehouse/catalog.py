@@ -134,8 +134,8 @@ TABLES: dict[str, Table] = {
             _c("at_risk_pct", "FLOAT64", "100 x at_risk / customers, %", True),
             _c("inactive_pct", "FLOAT64", "100 x inactive / customers, %", True),
         ), "as_of_date"),
-        Table("alert_logic", "The macro alerts as of D, a row for each rule: AT_RISK % against the mean of the 7 previous days, and returning "
-              "customers against what their own rhythm predicts (SQL5).", "day",
+        Table("alert_logic", "The macro alerts as of D, a row for each rule: AT_RISK % against the mean of the 7 previous days, and "
+              "returning customers against what their own rhythm predicts (SQL5).", "day",
               ("alert_date", "alert_type", "scope"), (
                   _c("alert_date", "DATE", "Reference date D"),
                   _c("alert_type", "STRING", "Which rule: retention_status_degradation or returning_customers_shortfall"),
@@ -235,7 +235,14 @@ PRIORITY_INTERVALS = Table(
         _c("to_day", "INT64", "Its last day within the range, likewise"),
     ))
 
-CLOSED_DAYS = Table("closed_days", "Days without trade: planned closures and public holidays.", "whole", ("closed_date",), (
+CALENDAR_DAYS = Table("calendar_days", "Public holidays and planned closures, from the settings.", "whole", ("calendar_date",), (
+    _c("calendar_date", "DATE", "The day"),
+    _c("reason", "STRING", "The holiday's name, or the reason of the closure"),
+    _c("planned", "BOOL", "A planned closure, else a public holiday"),
+))
+
+CLOSED_DAYS = Table("closed_days", "Days without trade: planned closures, and public holidays with hardly an order; never stored.", "whole",
+                    ("closed_date",), (
     _c("closed_date", "DATE", "Closed day"),
     _c("reason", "STRING", "Why", True),
 ))
@@ -292,6 +299,8 @@ SHORTFALL_SLICES = Table(
         _c("score", "FLOAT64", "missing / sqrt(overdispersion x expected)", True),
     ))
 
-RELATIONS = {**TABLES, **{table.name: table for table in (PRIORITY_INTERVALS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS,
-                                                 DUE_CUSTOMERS, SHORTFALL_SLICES)}}
+_BETWEEN = (
+    PRIORITY_INTERVALS, CALENDAR_DAYS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS, DUE_CUSTOMERS, SHORTFALL_SLICES,
+)
+RELATIONS = {**TABLES, **{table.name: table for table in _BETWEEN}}
 """everything a rule may yield or read"""

@@ -20,6 +20,7 @@ FILES = {
     "cohort_retention_evolution": "04_cohort_retention_evolution.sql",
     "retention_daily": "05_retention_daily.sql",
     "alert_logic": "05_alert_logic.sql",
+    "closed_days": "05_closed_days.sql",
     "due_daily": "05_due_daily.sql",
     "return_expectations": "05_return_expectations.sql",
     "returning_customers": "05_returning_customers.sql",

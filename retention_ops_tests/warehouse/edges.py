@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay
 from retention_ops.detect.compute import BASELINE_DAYS, PRIORITY_ORDER, queue_of_range, workspace
 from retention_ops.settings import load_settings
 from retention_ops.warehouse.catalog import RELATIONS, TABLES
@@ -218,11 +219,12 @@ def _order(table: str) -> list[str]:
 class Reference:
     """One case's tables inside the reference implementation."""
 
-    def __init__(self, case: Case, closed_days: Sequence[date] = ()):
+    def __init__(self, case: Case, closed_days: Sequence[date] = (), calendar: Sequence[CalendarDay] = ()):
         self.case = case
         orders = case.orders
         self._rows: dict[str, list[tuple]] = {"orders": list(orders[TABLES["orders"].column_names].itertuples(index=False, name=None))}
         self._rows["closed_days"] = [(day, None) for day in closed_days]
+        self._rows["calendar_days"] = [(entry.day, entry.reason, entry.kind == "planned closure") for entry in calendar]
         self._rows["customers"] = [] if case.customers is None else [
             (*(oracle.plain(value) for value in row[:6]), None)
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)

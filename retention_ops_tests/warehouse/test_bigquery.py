@@ -24,7 +24,7 @@ from google.cloud.bigquery import client as client_module
 from retention_ops.commands import shared
 from retention_ops.commands.estimate import show_estimate
 from retention_ops.detect import in_bigquery
-from retention_ops.detect.compute import PRIORITY_ORDER, table_for, workspace
+from retention_ops.detect.compute import PRIORITY_ORDER, closures_between, table_for, workspace
 from retention_ops.detect.in_bigquery import estimates
 from retention_ops.errors import InputRefused, SettingsError, UsageError, WarehouseError
 from retention_ops.execute.gate import Gate
@@ -302,6 +302,24 @@ def test_more_rows_than_a_page_arrive_whole(server, warehouse):
         pass
     version = warehouse.orders().version
     assert len(warehouse.read("orders", version)) == len(small_shop()) > 500
+
+
+def test_closed_days_are_those_of_the_lake(server, tmp_path):
+    """The calendar reaches BigQuery as part of the statement; a reason may hold anything."""
+    path = tmp_path / "closures.csv"
+    path.write_text("from,to,reason\n2024-03-20,2024-03-21,\"O'Neill's \"\"stock\\taking\"\", ünïted\"\n", encoding="utf-8")
+    more = {"holiday_country": "GB-ENG", "closures_file": path}
+    local, remote = lake_with(small_shop(), tmp_path / "lake", **more), bigquery_with(server, small_shop(), tmp_path / "home", **more)
+    first, last = D - timedelta(200), D
+    found = []
+    for lake in (local, remote):
+        with workspace(lake) as space:
+            space.build_closed_days(first, last)
+            found.append([tuple(row) for row in space.rows("closed_days").itertuples(index=False)])
+            space.build_closed_days(date(2023, 11, 6), date(2023, 11, 7))  # a range without a day of the calendar
+            assert space.rows("closed_days").empty
+    assert found[0] == found[1] and (pd.Timestamp(2024, 3, 20), "O'Neill's \"stock\\taking\", ünïted") in found[0]
+    assert closures_between(local, first, last) == closures_between(remote, first, last)
 
 
 def test_a_large_file_is_uploaded_in_a_resumable_way(server, warehouse, monkeypatch):

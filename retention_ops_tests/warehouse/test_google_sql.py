@@ -11,10 +11,11 @@ from datetime import date, timedelta
 
 import pytest
 
-from retention_ops.detect.compute import DUE_DAYS, queue_of_range
+from retention_ops.detect.compute import DUE_DAYS, queue_of_range, workspace
 from retention_ops.warehouse.catalog import RELATIONS
 from retention_ops.warehouse.render import FAST_FILES, FILES, Query, fast_query, query
 from retention_ops_tests import oracle
+from retention_ops_tests.detect.test_closures import closed, given, naive, random_shop
 from retention_ops_tests.oracle_returning import Returning
 from retention_ops_tests.shops import lake_with, small_shop
 from retention_ops_tests.warehouse import edges
@@ -97,6 +98,23 @@ def test_returning_customers_by_all_three(tmp_path):
     found = google.run(query("returning_customers"), from_date=first, to_date=last)
     assert oracle.differences("returning_customers", expected, found) == []
     assert [gate for gate in expected["gate"] if gate] == [] and set(expected["window_days"]) <= set(range(3, 15))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_closed_days_by_all_three(tmp_path, monkeypatch, seed):
+    """Small random shops with a calendar of their own, for a range inside; and a shop whose calendar is empty."""
+    orders, entries = random_shop(seed)
+    lake = lake_with(orders, tmp_path, holiday_country="GB")
+    first, last = orders["order_date"].min() + timedelta(20), orders["order_date"].max() + timedelta(5)
+    for days in (entries, []):
+        google = edges.Reference(edges.Case("random", orders, lake, (first, last)), calendar=days)
+        google.run(query("customer_days"))
+        found = google.run(query("closed_days"), from_date=first, to_date=last)
+        expected = naive(orders, days, first, last)
+        assert dict(zip(found["closed_date"], found["reason"], strict=True)) == expected and len(found) == len(expected)
+        given(monkeypatch, days)
+        with workspace(lake) as space:
+            assert closed(space, first, last) == expected
 
 
 def test_the_shops_are_worth_comparing(cases):
