@@ -1,18 +1,18 @@
--- due_customers: who was due back from @window_from to @reference_date (D) by their own rhythm, and who of them came.
+-- due_customers: who was due back from @from_date to @to_date (D) by their own rhythm, and who of them came.
 -- One row for each customer with an order before D. `chance` adds up to what returning_customers expects of the window, to the last
 -- digit: it is how often, of a thousand million customers of the same rhythm and silence, one came back in such days.
 -- Overdue is who did not come in the window and is silent for longer than the own usual gap; one shopping day gives no gap yet.
--- Reads return_expectations of the day before @window_from, and closed_days.
+-- Reads return_expectations of the day before @from_date, and closed_days.
 WITH days AS (
   SELECT day
-  FROM UNNEST(GENERATE_DATE_ARRAY(@window_from, @reference_date, INTERVAL 1 DAY)) AS day
+  FROM UNNEST(GENERATE_DATE_ARRAY(@from_date, @to_date, INTERVAL 1 DAY)) AS day
   LEFT JOIN closed_days ON closed_days.closed_date = day
   WHERE closed_days.closed_date IS NULL
 ),
 chances AS (
   SELECT rhythm, recency, weekday, chance
   FROM return_expectations
-  WHERE known_day = DATE_SUB(@window_from, INTERVAL 1 DAY)
+  WHERE known_day = DATE_SUB(@from_date, INTERVAL 1 DAY)
 ),
 silences AS (
   SELECT
@@ -29,7 +29,7 @@ silences AS (
       ELSE 6
     END AS rhythm
   FROM customer_days
-  WHERE order_date < @reference_date AND (next_order_date IS NULL OR next_order_date >= @window_from)
+  WHERE order_date < @to_date AND (next_order_date IS NULL OR next_order_date >= @from_date)
 ),
 due_on AS (
   SELECT
@@ -84,13 +84,13 @@ as_of_d AS (
   SELECT
     customer_id,
     order_date AS last_order_date,
-    DATE_DIFF(@reference_date, order_date, DAY) AS days_since_last_order,
+    DATE_DIFF(@to_date, order_date, DAY) AS days_since_last_order,
     order_days_so_far - 1 AS gaps,
     DATE_DIFF(order_date, first_order_date, DAY) AS span_days,
     orders_so_far AS total_orders,
     revenue_cents_so_far AS total_revenue_cents
   FROM customer_days
-  WHERE order_date <= @reference_date AND (next_order_date IS NULL OR next_order_date > @reference_date)
+  WHERE order_date <= @to_date AND (next_order_date IS NULL OR next_order_date > @to_date)
 )
 SELECT
   due.customer_id,

@@ -1,5 +1,6 @@
 -- shortfall_slices: which part of the customers carries a shortfall? Due and returned customers of a window by what is known of them.
--- Reads due_customers; one row for each attribute and value. A customer without the attribute counts as '(unknown)'.
+-- Reads due_customers of a window that ends on @to_date, and returning_customers of that date; one row for each attribute and value.
+-- A customer without the attribute counts as '(unknown)'.
 -- `score` is the shortfall in its own noise, like that of returning_customers; `missing` says how many did not come who were due.
 WITH known AS (
   SELECT
@@ -31,11 +32,12 @@ slices AS (
   GROUP BY attribute, value
 )
 SELECT
-  attribute,
-  value,
-  customers,
-  expected,
-  observed,
-  expected - observed AS missing,
-  (expected - observed) / NULLIF(SQRT(@overdispersion * expected), 0) AS score
+  slices.attribute,
+  slices.value,
+  slices.customers,
+  slices.expected,
+  slices.observed,
+  slices.expected - slices.observed AS missing,
+  (slices.expected - slices.observed) / NULLIF(SQRT(returning_customers.overdispersion * slices.expected), 0) AS score
 FROM slices
+JOIN returning_customers ON returning_customers.alert_date = @to_date

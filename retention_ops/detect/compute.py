@@ -6,7 +6,7 @@ otherwise the input is computed again, so no result ever depends on what happens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
@@ -96,13 +96,13 @@ class Workspace:
         """Makes one file of the lake readable under its table's name."""
         self._replace("VIEW", table, f"SELECT * FROM {parquet_scan(self.lake.path(table, part))}")
 
-    def run(self, rule: Query, **given: date | float) -> None:
-        """Computes a rule into a temp table of its table's name; `given` are its parameters that no setting gives."""
-        self._replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, given))
+    def run(self, rule: Query, **dates: date) -> None:
+        """Computes a rule into a temp table of its table's name; `dates` are its parameters that no setting gives."""
+        self._replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, dates))
 
-    def parameters(self, rule: Query, given: Mapping[str, Any]) -> dict[str, Any]:
+    def parameters(self, rule: Query, dates: dict[str, date]) -> dict[str, Any]:
         """The values of a rule's named parameters."""
-        known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **given}
+        known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **dates}
         return {name: known[name] for name in sorted(rule.parameters)}
 
     def _replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
@@ -180,11 +180,10 @@ class Workspace:
         for start in range(0, len(days), size):
             yield days[start:start + size]
 
-    def build_missing(self, day: date, window_days: int, overdispersion: float) -> None:
-        """Computes due_customers and shortfall_slices of the window of `window_days` up to D. A range of alert_logic with D in it is
-        at hand."""
-        self.run(query("due_customers"), reference_date=day, window_from=day - timedelta(days=window_days - 1))
-        self.run(query("shortfall_slices"), overdispersion=overdispersion)
+    def build_missing(self, day: date, window_days: int) -> None:
+        """Computes due_customers and shortfall_slices of the `window_days` up to D; a range of alert_logic with D in it is at hand."""
+        self.run(query("due_customers"), from_date=day - timedelta(days=window_days - 1), to_date=day)
+        self.run(query("shortfall_slices"), to_date=day)
 
     def use(self, table: str, day: date) -> None:
         """Makes `table` as of `day` readable: from its stored partition where that is of the same make."""

@@ -47,7 +47,7 @@ def who_is_missing(space: Workspace, day: date, row: Mapping[str, Any]) -> Missi
     """
     if row["expected"] is None:
         return None
-    space.build_missing(day, int(row["window_days"]), float(row["overdispersion"]))
+    space.build_missing(day, int(row["window_days"]))
     count, value = space.connection.execute("SELECT COUNT(*), SUM(value_due) FROM due_customers WHERE is_overdue").fetchall()[0]
     top = _rows(space, ("customer_id", "chance", "days_since_last_order", "usual_gap_days", "total_orders", "avg_order_value", "value_due"),
                 f"due_customers WHERE is_overdue ORDER BY value_due DESC, customer_id LIMIT {NAMED}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cached_property
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -66,34 +67,38 @@ class Gate:
     arms: bool = True
     """false for a preview, which must not start the response's history"""
 
+    @cached_property
     def rules(self) -> tuple[str, ...]:
-        """The rules answered in this mode: in trial the one on trial, in live the others meanwhile."""
+        """The rules answered in this mode: in trial the one on trial, in live the others meanwhile. Asked once: it may be asked for
+        inside a transaction, and a run does not change its mind."""
         if self.settings.mode == TRIAL:
             return (SHORTFALL,)
         return (AT_RISK,) if self.on_trial() else answered_rules(self.settings)
 
     def on_trial(self) -> bool:
-        """Whether the shortfall is still in its pilot period; it begins on the first live morning that asks."""
+        """Whether the shortfall is still in its pilot period, which begins with the first date decided in live."""
         days = self.settings.shortfall_pilot_days
         if self.settings.mode not in ("live", TRIAL) or not self.settings.shortfall_response or not days:
             return False
-        today = self.today()
-        if self.arms:
-            why = f"the pilot period of {SHORTFALL} begins ({days} days, shortfall_pilot_days)"
-            ledger.set_state(self.engine, ARMED_SHORTFALL, today.isoformat(), "retention-ops", why, self.clock(), once=True)
-        armed = ledger.read_state(self.engine, ARMED_SHORTFALL)
+        armed, today = ledger.read_state(self.engine, ARMED_SHORTFALL), self.today()
         return today < (date.fromisoformat(armed["value"]) if armed else today) + timedelta(days=days)
+
+    def _begin_trial(self) -> None:
+        days = self.settings.shortfall_pilot_days
+        if self.arms and self.settings.mode == "live" and self.settings.shortfall_response and days:
+            why = f"the pilot period of {SHORTFALL} begins ({days} days, shortfall_pilot_days)"
+            ledger.set_state(self.engine, ARMED_SHORTFALL, self.today().isoformat(), "retention-ops", why, self.clock(), once=True)
 
     def alerts(self, first: date, last: date) -> dict[date, dict[str, Any]]:
         """The alerts of a range in one look; days without one are left out."""
-        return alerts_by_day(records(self.lake.read_range("alert_logic", first, last)), self.rules())
+        return alerts_by_day(records(self.lake.read_range("alert_logic", first, last)), self.rules)
 
     def alert(self, day: date, known: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """The alert of D, from the alert_logic rows `known` where they have it. Raises PackError where there is none."""
         rows = [row for row in known if row["alert_date"] == day.isoformat()]
         if not rows and self.lake.exists("alert_logic", day):
             rows = records(self.lake.read("alert_logic", day))
-        found = alerts_by_day(rows, self.rules()).get(day)
+        found = alerts_by_day(rows, self.rules).get(day)
         if found is None:
             raise PackError(f"{day} has no alert_logic row; `retention-ops run --date {day}` computes it")
         return found
@@ -108,6 +113,7 @@ class Gate:
 
     def decide(self, day: date) -> Decision:
         """What to do about D, from the alert row, what was answered before, the mode and today's date."""
+        self._begin_trial()
         alert = self.alert(day)
         version, mode, severity = alert_version(alert), self.settings.mode, alert["severity"]
         with self.engine.connect() as connection:

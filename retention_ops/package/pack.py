@@ -113,7 +113,7 @@ class Pack:
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: dates as text, NaN and NaT as null, numpy scalars as Python's."""
-    if value is None or value is pd.NaT:
+    if value is None or value is pd.NaT or value is pd.NA:
         return None
     if hasattr(value, "item"):
         value = value.item()
