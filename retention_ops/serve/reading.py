@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 
+from retention_ops.detect.alerts import AT_RISK, OTHERS, alert_of, alerts_by_day, answered_rules, row_of
 from retention_ops.detect.explain import gate_sentence, sentences_for
 from retention_ops.errors import PackError, SettingsError
 from retention_ops.execute.asked import CALLER_TAG, DATE_TAG
@@ -28,6 +29,7 @@ from retention_ops.serve.answers import (
     DaySummary,
     MetricDay,
     OperationalContext,
+    RuleRow,
     RunStatus,
 )
 from retention_ops.serve.refusal import Refused, quoted
@@ -91,7 +93,7 @@ class Reader:
 
     def _alert(self, day: date) -> dict[str, Any]:
         self._require("alert_logic", day)
-        return self._read("alert_logic", day)[0]
+        return alert_of(self._read("alert_logic", day), answered_rules(self.settings))
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Rows as plain dictionaries; a data frame in between would cost more than the query."""
@@ -111,9 +113,12 @@ class Reader:
 
     def alert_decision(self, day: date) -> AlertDecision:
         alert = self._alert(day)
-        reason = gate_sentence(alert["gate"], alert, self.lake.orders().complete_through, self.settings) if alert["gate"] else None
+        others = [RuleRow(**row, gate_reason=self._why_held(row)) for row in alert.pop(OTHERS)]
         follow = f'get_operational_context(date="{day}")' if alert["alert_flag"] else None
-        return AlertDecision(**alert, gate_reason=reason, stale=self._stale("alert_logic", day), next=follow)
+        return AlertDecision(**alert, gate_reason=self._why_held(alert), others=others, stale=self._stale("alert_logic", day), next=follow)
+
+    def _why_held(self, row: dict[str, Any]) -> str | None:
+        return gate_sentence(row["gate"], row, self.lake.orders().complete_through, self.settings) if row["gate"] else None
 
     def operational_context(self, day: date) -> OperationalContext:
         self._require("retention_daily", day)
@@ -133,11 +138,13 @@ class Reader:
         if not days:
             return []
         rows = self._rows(
-            "SELECT alert_date, current_value, baseline_value, severity, alert_flag FROM "
+            "SELECT alert_date, alert_type, current_value, baseline_value, severity, alert_flag FROM "
             f"{self._from('alert_logic', *days)} ORDER BY alert_date"
         )
-        return [MetricDay(date=row["alert_date"], at_risk_pct=row["current_value"], baseline_pct=row["baseline_value"],
-                          severity=row["severity"], alert_flag=row["alert_flag"]) for row in rows]
+        alerts = alerts_by_day(rows, answered_rules(self.settings))
+        shares = {day: row_of(alert, AT_RISK) or {} for day, alert in alerts.items()}
+        return [MetricDay(date=day, at_risk_pct=shares[day].get("current_value"), baseline_pct=shares[day].get("baseline_value"),
+                          severity=alert["severity"], alert_flag=alert["alert_flag"]) for day, alert in alerts.items()]
 
     def _risk_levels(self, day: date) -> dict[str, int] | None:
         if not self.lake.exists("churn_detection", day):
@@ -211,7 +218,8 @@ class Reader:
         daily = self._read("retention_daily", day)[0]
         return DaySummary(
             date=day, severity=alert["severity"], alert_flag=alert["alert_flag"], gate=alert["gate"], at_risk_pct=daily["at_risk_pct"],
-            baseline_pct=alert["baseline_value"], customers=daily["customers"], status_distribution=_statuses(daily), tiers=self.tiers(day),
+            baseline_pct=(row_of(alert, AT_RISK) or {}).get("baseline_value"), customers=daily["customers"],
+            status_distribution=_statuses(daily), tiers=self.tiers(day),
         )
 
     # -- the pack ------------------------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ def days(*readings):
     for number, reading in enumerate(readings, start=1):
         if reading is not None:
             rows.append({
-                "alert_type": AT_RISK, "alert_date": (date(2024, 2, 19) + timedelta(number)).isoformat(), "gate": "min_sample" if reading == "gated" else None,
+                "alert_type": AT_RISK, "alert_date": (date(2024, 2, 19) + timedelta(number)).isoformat(),
+                "gate": "min_sample" if reading == "gated" else None,
                 "current_value": 41.0 if isinstance(reading, str) else reading, "alert_flag": reading == "flagged"})
     return rows
 
@@ -142,7 +143,8 @@ def test_customers_who_stay_away_for_good_are_no_recovery(rows, over):
 
 def test_a_day_flagged_by_the_other_rule_is_not_calm():
     incident = {"alert_type": SHORTFALL, "last_flagged_on": date(2024, 2, 19), "frozen_baseline": 100.0, "frozen_warning_pct": -25.0}
-    risen = {"alert_type": AT_RISK, "alert_date": "2024-02-21", "severity": "WARNING", "alert_flag": True, "gate": None, "current_value": 9.0}
+    risen = {"alert_type": AT_RISK, "alert_date": "2024-02-21", "severity": "WARNING", "alert_flag": True, "gate": None,
+             "current_value": 9.0}
     rows = [shortfall(day, 90, 90, 1.0) for day in (1, 2, 3)]
     assert calm_since(incident, rows) == date(2024, 2, 22)
     assert calm_since(incident, [rows[0], alert_of([risen, rows[1]]), rows[2]]) is None
