@@ -98,8 +98,8 @@ def _shortfall(row: dict[str, Any], missing: Missing | None, complete_through: d
     """The second rule: what was due, how sure, who is missing."""
     sentences = [
         "The second rule: customers who came back, against how many were due by their own rhythm (what customers with the same usual gap "
-        "and silence did in the 26 weeks before, on that weekday, at the level of the last 4 weeks), over the 3 to 14 days up to the date that "
-        f"fall short most. WARNING from {settings.shortfall_warning:g} times its noise, CRITICAL from {settings.shortfall_critical:g}."
+        "and silence did in the 26 weeks before, on that weekday, at the level of the last 4 weeks), over the 3 to 14 days up to the date "
+        f"that fall short most. WARNING from {settings.shortfall_warning:g} times its noise, CRITICAL from {settings.shortfall_critical:g}."
     ]
     if row["sentence"]:
         sentences.append(

@@ -20,39 +20,47 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class RuleRow(Answer):
-    """An alert_logic row: what one rule says of a date. The details at its end belong to returning_customers_shortfall."""
+class OtherRule(Answer):
+    """What a rule that does not lead says of the date."""
+
+    alert_type: str
+    severity: str
+    alert_flag: bool
+    gate: str | None
+    current_value: float | None
+    baseline_value: float | None
+    delta_relative_pct: float | None
+    sentence: str | None
+
+
+class AlertDecision(Answer):
+    """The alert_logic row of the rule that leads on a date (the most severe), what held it back, and the other rules."""
 
     alert_date: date
-    alert_type: str = Field(description="retention_status_degradation or returning_customers_shortfall")
+    alert_type: str
     scope: str
     metric_name: str
-    current_value: float | None = Field(description="The metric on that date: AT_RISK %, or customers who came back")
+    current_value: float | None = Field(description="AT_RISK %, or customers who came back")
     baseline_value: float | None = Field(description="Mean of the 7 days before, %; or customers who were due back")
     delta_pct: float | None = Field(description="current - baseline: percentage points, or customers")
     delta_relative_pct: float | None = Field(description="Change against the baseline, %")
-    threshold_warning: float | None = Field(description="WARNING from this change, %; a shortfall's is below 0")
-    threshold_critical: float | None = Field(description="CRITICAL likewise")
+    threshold_warning: float | None = Field(description="WARNING from this change, %")
+    threshold_critical: float | None = Field(description="CRITICAL from this change, %")
     severity: Literal["INFO", "WARNING", "CRITICAL"]
     alert_flag: bool
     sample_size: int = Field(description="Customers behind the metric")
     gate: str | None = Field(description="The safeguard that held the alert back; null: none")
     gate_reason: str | None
-    window_days: int | None = Field(None, description="Days up to the date that fall short most")
-    observed: int | None = Field(None, description="Customers who came back in them")
-    expected: float | None = Field(None, description="Customers who were due back")
+    window_days: int | None = Field(None, description="This and what follows: only of a shortfall of returning customers")
+    observed: int | None = None
+    expected: float | None = None
     expected_low: float | None = Field(None, description="Below this is WARNING")
-    expected_high: float | None = Field(None, description="As far above")
-    overdispersion: float | None = Field(None, description="Variance of a day's count as a multiple of a Poisson count's")
+    expected_high: float | None = None
+    overdispersion: float | None = None
     score: float | None = Field(None, description="The shortfall in units of its noise")
-    level: float | None = Field(None, description="Returns of the last 4 weeks against their half-year habit")
-    sentence: str | None = Field(None, description="The row in words")
-
-
-class AlertDecision(RuleRow):
-    """The alert of a date: the row of the rule that leads (the most severe), what held it back, and the other rules' rows."""
-
-    others: list[RuleRow] = Field(description="What the other rules say")
+    level: float | None = None
+    sentence: str | None = None
+    others: list[OtherRule]
     stale: bool = Field(description="Orders changed since this was computed")
     next: Next = None
 

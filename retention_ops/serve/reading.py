@@ -29,7 +29,7 @@ from retention_ops.serve.answers import (
     DaySummary,
     MetricDay,
     OperationalContext,
-    RuleRow,
+    OtherRule,
     RunStatus,
 )
 from retention_ops.serve.refusal import Refused, quoted
@@ -113,7 +113,7 @@ class Reader:
 
     def alert_decision(self, day: date) -> AlertDecision:
         alert = self._alert(day)
-        others = [RuleRow(**row, gate_reason=self._why_held(row)) for row in alert.pop(OTHERS)]
+        others = [OtherRule(**{name: row.get(name) for name in OtherRule.model_fields}) for row in alert.pop(OTHERS)]
         follow = f'get_operational_context(date="{day}")' if alert["alert_flag"] else None
         return AlertDecision(**alert, gate_reason=self._why_held(alert), others=others, stale=self._stale("alert_logic", day), next=follow)
 
