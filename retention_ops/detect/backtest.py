@@ -389,10 +389,11 @@ def recommend(real: RealDays, plan: Plan, warning_now: float, critical_now: floa
         critical = lowest_within(real, rule, CRITICAL_BUDGET * plan.budget, plan.tune, least)
         by_budget = critical is not None
         critical = critical or round(FALLBACK_STEP * warning, 4)
+    both = [lowest_within(real, rule, plan.budget, period) for period in (plan.tune, plan.report)]
     told = {name: {period: asdict(alarms(real, RETURNING, threshold, getattr(plan, period))) for period in ("tune", "report")}
             for name, threshold in (("at_warning", warning), ("at_critical", critical)) if threshold}
     return {
-        "warning": warning, "critical": critical, "critical_by_budget": by_budget,
+        "warning": warning, "critical": critical, "critical_by_budget": by_budget, "in_both": max(both) if None not in both else None,
         "changes": (warning, critical) != (warning_now, critical_now),
         "enough_history": plan.tune.days + plan.report.days >= YEAR, "tune_is_short": plan.tune.days < ENOUGH_DAYS, **told,
     }

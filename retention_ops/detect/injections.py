@@ -59,7 +59,7 @@ def outage(share: int) -> Kind:
 
 
 OUTAGES = (10, 20, 30, 50, 70, 100)
-DECLINE = Kind("decline", f"decline to {DECLINE_PCT} % in {DECLINE_DAYS} days", lambda i: DECLINE_PCT * min(i + 1, DECLINE_DAYS) / DECLINE_DAYS)
+DECLINE = Kind("decline", f"decline by {DECLINE_PCT} % over {DECLINE_DAYS} days", lambda i: DECLINE_PCT * min(i + 1, DECLINE_DAYS) / DECLINE_DAYS)
 SEGMENT = Kind("segment", "one segment lost", lambda _: 100, of_segment=True)
 LATE = Kind("late_load", f"{DELAY_DAYS} days not loaded yet", lambda _: 100, days=DELAY_DAYS, loaded=False)
 PARTIAL = Kind("partial_day", f"{PARTIAL_PCT} % of the last day missing", lambda _: PARTIAL_PCT, days=1)
@@ -129,7 +129,7 @@ class InjectedOrders(Workspace):
         self.connection.execute("CREATE OR REPLACE TEMP TABLE real_days AS FROM customer_days")
 
     def inject(self, loss: Loss, lost: str) -> Series:
-        """customer_days as they would be up to the last day asked, had the orders stayed away of which the SQL condition `lost` is true.
+        """Makes customer_days what they would be up to the last day asked, without the orders of which the SQL condition `lost` is true.
 
         Returns the orders that are left of each day asked.
         """
@@ -182,7 +182,8 @@ class InjectedOrders(Workspace):
             return []
         found = []
         for column in SEGMENT_COLUMNS:
-            found += [f"customer_id IN (SELECT customer_id FROM customers WHERE {identifier(column)} = {literal(value)})" for value in self._values_of(column)]
+            for value in self._values_of(column):
+                found.append(f"customer_id IN (SELECT customer_id FROM customers WHERE {identifier(column)} = {literal(value)})")
         return found
 
     def _values_of(self, column: str) -> list[str]:
