@@ -59,7 +59,9 @@ def outage(share: int) -> Kind:
 
 
 OUTAGES = (10, 20, 30, 50, 70, 100)
-DECLINE = Kind("decline", f"decline by {DECLINE_PCT} % over {DECLINE_DAYS} days", lambda i: DECLINE_PCT * min(i + 1, DECLINE_DAYS) / DECLINE_DAYS)
+DECLINE = Kind(
+    "decline", f"decline by {DECLINE_PCT} % over {DECLINE_DAYS} days", lambda day: min(day + 1, DECLINE_DAYS) * DECLINE_PCT / DECLINE_DAYS,
+)
 SEGMENT = Kind("segment", "one segment lost", lambda _: 100, of_segment=True)
 LATE = Kind("late_load", f"{DELAY_DAYS} days not loaded yet", lambda _: 100, days=DELAY_DAYS, loaded=False)
 PARTIAL = Kind("partial_day", f"{PARTIAL_PCT} % of the last day missing", lambda _: PARTIAL_PCT, days=1)
@@ -135,7 +137,8 @@ class InjectedOrders(Workspace):
         """
         start, last = (f"DATE '{day}'" for day in (loss.start, loss.last))
         self._start = loss.start
-        self.orders = self.orders_as_they_are if loss.kind.loaded else replace(self.orders_as_they_are, complete_through=loss.start - timedelta(days=1))
+        eve = loss.start - timedelta(days=1)
+        self.orders = self.orders_as_they_are if loss.kind.loaded else replace(self.orders_as_they_are, complete_through=eve)
         self.connection.execute(f"""
             CREATE OR REPLACE TEMP TABLE kept_orders AS
             SELECT customer_id, order_date, COUNT(*) AS orders

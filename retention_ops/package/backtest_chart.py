@@ -47,8 +47,8 @@ def trade_off_chart(result: dict[str, Any]) -> bytes:
         axes.text(result["budget"] + 0.08, 2.5, "budget", size=7.6, color=_SOFT, family=_FONT)
     figure.legend(handles.values(), handles.keys(), loc="lower left", bbox_to_anchor=(0.012, 0.06), ncols=len(handles), frameon=False,
                   prop={"family": _FONT, "size": 7.8}, labelcolor=_INK, handlelength=2.0, columnspacing=1.5, borderpad=0)
-    _text(figure, 0.02, 0.02, f"Left out: thresholds that ring on more than {100 * MOST_RUNG:.0f} % of the days. The ideal observer knows the true "
-          "mean of every day, and the size of the outage.", size=7.2, color=_SOFT)
+    _text(figure, 0.02, 0.02, f"Left out: thresholds that ring on more than {100 * MOST_RUNG:.0f} % of the days. The ideal observer knows "
+          "the true mean of every day, and the size of the outage.", size=7.2, color=_SOFT)
     return _png(canvas)
 
 

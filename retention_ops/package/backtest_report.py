@@ -12,7 +12,7 @@ Table = tuple[str, list[str], list[list[str]]]
 """(title, names of the columns, rows)"""
 
 
-NAMES = {"at_risk": "AT_RISK %", "returning": "returning", "ewma": "EWMA of orders", "cusum": "CUSUM of orders"}
+NAMES = {"at_risk": "AT_RISK %", "returning": "returning", "ewma": "EWMA orders", "cusum": "CUSUM orders"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def noticed_table(result: dict[str, Any], kind: str, main_only: bool = False) ->
     rows = [[each.name, *_noticed(each.row["kinds"][kind], not main_only)] for each in shown(result, main_only)]
     if ideal := result["ideal"].get(kind, {}).get("at_budget"):
         rows.append(["ideal observer", *_noticed(ideal, not main_only)])
-    return f"Noticed: {result['kinds'][kind]}", ["rule", "in 6 days", "in 10 days", "in 14 days", "median", "of"], rows
+    return f"Noticed: {result['kinds'][kind]}", ["rule", "6 days", "10 days", "14 days", "median", "of"], rows
 
 
 def thresholds_table(result: dict[str, Any]) -> Table:
@@ -122,10 +122,13 @@ def verdict(result: dict[str, Any]) -> list[str]:
         f"WARNING from {advice['warning']:g}: the lowest threshold within {result['budget']:g} false episodes a year on the days tuned on "
         f"({tune['from']} to {tune['to']}: {at['tune']['episodes']} in {tune['days']} days outside holidays)."
     )
+    if at["report"]["a_year"] <= result["budget"]:
+        kept = "within the budget."
+    else:
+        kept = "more than the budget" + ("; so few may be chance." if at["report"]["a_year_low"] <= result["budget"] else ".")
     said.append(
         f"On the days reported ({report['from']} to {report['to']}) it rang {_times(at['report']['episodes'])} outside holidays: "
-        f"{yearly(at['report'])} a year, " + ("within the budget." if at["report"]["a_year"] <= result["budget"] else "more than the budget" + (
-            "; so few may be chance." if at["report"]["a_year_low"] <= result["budget"] else "."))
+        f"{yearly(at['report'])} a year, {kept}"
     )
     if at["report"]["a_year"] > result["budget"] and advice["in_both"]:
         said.append(f"From {advice['in_both']:g} on it keeps to the budget in both periods; chosen so, its figures flatter it.")
@@ -168,12 +171,12 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "![What false alarms buy](tradeoff.png)", "", "![How soon a loss is noticed](delays.png)", "",
         "## How it was measured", "",
         f"- {result['losses_of_each_kind']} losses of each kind are injected into the real orders from {report['from']} to {report['to']}",
-        f"  (seed {result['seed']}), each followed for {result['followed_days']} days; its first day is day 1. Each order is lost on its own;",
-        f"  a segment is {result['segment']}. Every rule of sql/ is asked as production asks it.",
+        f"  (seed {result['seed']}), each followed for {result['followed_days']} days; its first day is day 1. Each order is lost on its",
+        f"  own; a segment is {result['segment']}. Every rule of sql/ is asked as production asks it.",
         f"- Thresholds are chosen on {tune['from']} to {tune['to']} alone, by their false alarms.",
         "- A loss at whose start the rule rang already is left out (in brackets in the last column). An episode ends after 7 calm days.",
         "- *At holidays*: a closed day, or one of the two days around it, lies in the 14 days up to its first day;",
-        f"  {result['closed_days']} closed days are known, and {report['days_at_holidays']} of the {report['days']} days reported are such days.",
+        f"  {result['closed_days']} closed days are known; {report['days_at_holidays']} of the {report['days']} days reported are such.",
         "- Shares with Wilson's 95 % interval in brackets; yearly rates with the exact 90 % interval of a Poisson count.",
         "- EWMA (weight 0.3) and CUSUM (slack 0.5): daily orders against the same weekday's last 4 open days.",
         "- Ideal observer of the returning customers, at the same budget: knows the true mean of every day (from both sides of it)",
