@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from retention_ops.detect.injections import FOLLOWED, KINDS, LATE, OUTAGES, PARTIAL, InjectedOrders, Kind, Loss, by_day
+from retention_ops.detect.injections import FOLLOWED, KINDS, LATE, NOTHING, OUTAGES, PARTIAL, InjectedOrders, Kind, Loss, by_day
 from retention_ops.detect.observers import Ideal, cusum, episode_starts, ewma, ideal_observer, surprises
 from retention_ops.errors import UsageError
 
@@ -136,6 +136,7 @@ def real_days(space: InjectedOrders) -> RealDays:
     first, last = space.orders.first_date, space.orders.complete_through
     days = (last - first).days + 1
     ask = space.connection.execute
+    at_risk, shortfall = space.measured(first, last)  # first: which days count as closed is found out on the way
     closed = {day for (day,) in ask("SELECT closed_date FROM closed_days").fetchall()}
     is_open = np.array([first + timedelta(place) not in closed for place in range(days)])
     near = [any(first + timedelta(place - back) in closed for back in range(-2, HOLIDAY_DAYS + 2)) for place in range(days)]
@@ -143,7 +144,6 @@ def real_days(space: InjectedOrders) -> RealDays:
     returning = by_day(ask(
         "SELECT order_date, COUNT(*) FROM customer_days WHERE order_days_so_far > 1 AND order_date <= ? GROUP BY 1", [last],
     ).fetchall(), first, last, 0.0)
-    at_risk, shortfall = space.measured(first, last)
     unexpected = surprises(orders, is_open)
     values = {"at_risk": at_risk, RETURNING: shortfall, "ewma": ewma(unexpected), "cusum": cusum(unexpected)}
     return RealDays(first, orders, is_open, np.array(near), {name: np.round(each, 9) for name, each in values.items()}, returning)
@@ -196,6 +196,14 @@ def listen(space: InjectedOrders, real: RealDays, kind: Kind, plan: Plan, segmen
         tick()
     return Heard(kind, starts, {rule.name: np.array([eve[rule.name] for eve in eves]) for rule in RULES},
                  {rule.name: np.round([value[rule.name] for value in values], 9) for rule in RULES})
+
+
+def undisturbed(real: RealDays, period: Period) -> Heard:
+    """What the rules say from every possible start on when nothing is lost: what of a share noticed is chance."""
+    starts = possible_starts(real, period)
+    places = [real.place(start) for start in starts]
+    return Heard(NOTHING, starts, {name: values[[place - 1 for place in places]] for name, values in real.values.items()},
+                 {name: np.array([values[place:place + FOLLOWED] for place in places]) for name, values in real.values.items()})
 
 
 def delays(heard: Heard, rule: str, threshold: float) -> np.ndarray:
@@ -305,6 +313,7 @@ def backtest(space: InjectedOrders, plan: Plan, progress: Progress = lambda name
         progress("injected losses", done, total)
 
     heard = {kind.name: listen(space, real, kind, plan, segments, tick) for kind in KINDS}
+    heard[NOTHING.name] = undisturbed(real, plan.report)
     recommended = recommend(real, plan, space.settings.shortfall_warning, space.settings.shortfall_critical)
     asked = {
         RETURNING: {space.settings.shortfall_warning, space.settings.shortfall_critical, recommended["warning"], recommended["critical"]},
@@ -330,12 +339,12 @@ def backtest(space: InjectedOrders, plan: Plan, progress: Progress = lambda name
         "followed_days": FOLLOWED, "segment": "a value of a customer attribute" if segments else "a third of the customers, drawn by id",
         "settings": {name: getattr(space.settings, name)
                      for name in ("shortfall_warning", "shortfall_critical", "warning_pct", "critical_pct")},
-        "kinds": {kind.name: kind.label for kind in KINDS},
+        "kinds": {name: each.kind.label for name, each in heard.items()},
         "rules": rules,
         "ideal": {f"outage_{share}": _ideal(each, plan.budget) for share, each in ideal.items() if each},
         "by_day": {
-            kind.name: _by_day(heard[kind.name], recommended["warning"] or space.settings.shortfall_warning)
-            for kind in KINDS if kind.days == FOLLOWED
+            name: _by_day(each, recommended["warning"] or space.settings.shortfall_warning)
+            for name, each in heard.items() if each.kind.days == FOLLOWED
         },
         "recommendation": recommended,
     }

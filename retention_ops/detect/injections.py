@@ -65,6 +65,7 @@ DECLINE = Kind(
 SEGMENT = Kind("segment", "one segment lost", lambda _: 100, of_segment=True)
 LATE = Kind("late_load", f"{DELAY_DAYS} days not loaded yet", lambda _: 100, days=DELAY_DAYS, loaded=False)
 PARTIAL = Kind("partial_day", f"{PARTIAL_PCT} % of the last day missing", lambda _: PARTIAL_PCT, days=1)
+NOTHING = Kind("nothing", "nothing lost: rings by chance", lambda _: 0)
 KINDS = (*(outage(share) for share in OUTAGES), DECLINE, SEGMENT, LATE, PARTIAL)
 
 

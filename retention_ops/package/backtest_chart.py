@@ -24,14 +24,15 @@ STYLES = {
 IDEAL = "#1B2430"
 SHARES = {"outage_10": "#BFD9EA", "outage_20": "#8DBBDA", "outage_30": "#4F97C6", "outage_50": "#0072B2", "outage_70": "#004F7C",
           "outage_100": "#1B2430"}
-OTHERS = {"decline": "#B87800", "segment": "#A0528C"}
+OTHERS = {"decline": ("#B87800", (3, 1.2)), "segment": ("#A0528C", (3, 1.2)), "nothing": ("#6B7480", (1, 1.4))}
+"""colour and dashes"""
 
 
 def trade_off_chart(result: dict[str, Any]) -> bytes:
     """PNG: share of 30 % outages noticed within 14 days, and of 50 % within 6, against false episodes a year, a line for each rule."""
     figure, canvas = _page()
     report = result["report"]
-    _text(figure, 0.02, 0.938, _finding(result), size=11, weight="bold", color=_INK)
+    _text(figure, 0.02, 0.938, _finding(result), size=10.5, weight="bold", color=_INK)
     _text(figure, 0.02, 0.888, f"{result['losses_of_each_kind']} outages of each size between {report['from']} and {report['to']}; "
           "each point is one threshold of a rule", size=8.4, color=_SOFT)
     handles: dict[str, Any] = {}
@@ -57,7 +58,7 @@ def _finding(result: dict[str, Any]) -> str:
     row = threshold_row(result, "returning", recommended["warning"] or result["settings"]["shortfall_warning"])
     share = row["kinds"]["outage_30"]["within_14"]["share"]
     episodes = row["report"]["episodes"]
-    return (f"At {row['threshold']:g}, {percent(share)} of 30 % outages are noticed within 14 days, at "
+    return (f"From {row['threshold']:g} on: {percent(share)} of 30 % outages noticed in 14 days, "
             f"{episodes} false episode{'' if episodes == 1 else 's'} in {result['report']['days']} days")
 
 
@@ -95,7 +96,7 @@ def delay_chart(result: dict[str, Any]) -> bytes:
     report = result["report"]
     _text(figure, 0.02, 0.888, f"Share of {result['losses_of_each_kind']} losses of each kind between {report['from']} and {report['to']}, "
           "by days since the loss began", size=8.4, color=_SOFT)
-    axes = figure.add_axes((0.055, 0.15, 0.68, 0.65))
+    axes = figure.add_axes((0.055, 0.15, 0.655, 0.65))
     _shares(axes)
     days = result["followed_days"]
     axes.set_xlim(0.5, days + 0.5)
@@ -103,18 +104,19 @@ def delay_chart(result: dict[str, Any]) -> bytes:
     axes.set_xlabel("day of the loss", size=8.2, color=_SOFT, family=_FONT, labelpad=4)
     ends = []
     for kind, values in result["by_day"].items():
-        colour = {**SHARES, **OTHERS}[kind]
+        colour, dashes = OTHERS[kind] if kind in OTHERS else (SHARES[kind], (None, None))
         axes.plot(np.arange(1, days + 1), 100 * np.array(values), color=colour, linewidth=1.9, drawstyle="steps-post",
-                  dashes=(3, 1.2) if kind in OTHERS else (None, None), zorder=3)
-        ends.append((100 * values[-1], result["kinds"][kind], colour if kind not in ("outage_10", "outage_20") else "#4C86AE"))
+                  dashes=dashes, zorder=3)
+        legible = "#4C86AE" if kind in ("outage_10", "outage_20") else colour
+        ends.append((100 * values[-1], result["kinds"][kind], legible))
     heights = spread([(value + 2) / 106 for value, *_ in ends], gap=0.06, floor=0.02)
     lowered = max(0.0, max(heights) - 1.0)  # where many end at 100 % their names stand below, not in the title
     heights = spread([min(height, 1.0) - lowered if height > 0.6 else height for height in heights], gap=0.06, floor=0.02)
     style = {"transform": axes.transAxes, "clip_on": False}
     for (value, label, colour), height in zip(ends, heights, strict=True):
         axes.plot([1.004, 1.02, 1.03], [(value + 2) / 106, height, height], color=colour, linewidth=0.7, **style)
-        axes.text(1.036, height, f"{label}: {value:.0f} %", va="center", size=8.2, color=colour, family=_FONT, **style)
-    _text(figure, 0.02, 0.025, "Left out: losses at whose start the alarm rang already.", size=7.6, color=_SOFT)
+        axes.text(1.036, height, f"{label}: {value:.0f} %", va="center", size=8, color=colour, family=_FONT, **style)
+    _text(figure, 0.02, 0.025, "Left out: starts at which the alarm rang already. Grey: the same days with nothing lost.", size=7.6, color=_SOFT)
     return _png(canvas)
 
 

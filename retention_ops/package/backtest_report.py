@@ -30,17 +30,17 @@ def shown(result: dict[str, Any], main_only: bool = False) -> list[Shown]:
     wanted: dict[tuple[str, float], list[str]] = {}
     for rule, threshold, words in (
         ("at_risk", settings["warning_pct"], "now"),
-        ("returning", settings["shortfall_warning"], "now"), ("returning", recommended["warning"], "recommended"),
-        ("returning", settings["shortfall_critical"], "CRITICAL now"), ("returning", recommended["critical"], "CRITICAL recommended"),
+        ("returning", settings["shortfall_warning"], "now"), ("returning", recommended["warning"], "advised"),
+        ("returning", settings["shortfall_critical"], "CRITICAL now"), ("returning", recommended["critical"], "CRITICAL advised"),
         *((each["rule"], each["chosen"], "in budget") for each in result["rules"] if each["rule"] != "returning"),
     ):
         if threshold is not None:
             wanted.setdefault((rule, threshold), []).append(words)
     order = list(NAMES)
     return [
-        Shown(f"{NAMES[rule]} {threshold:g}, {', '.join(words)}", threshold_row(result, rule, threshold), main)
+        Shown(f"{NAMES[rule]} {threshold:g}, {' = '.join(words).replace('= CRITICAL', '=')}", threshold_row(result, rule, threshold), main)
         for (rule, threshold), words in sorted(wanted.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
-        if (main := rule in ("ewma", "cusum") or "now" in words or "recommended" in words) or not main_only
+        if (main := rule in ("ewma", "cusum") or "now" in words or "advised" in words) or not main_only
     ]
 
 
@@ -50,7 +50,7 @@ def alarms_table(result: dict[str, Any]) -> Table:
         cells = [f"{_episodes(each.row[period])}, {each.row[period]['days_rung']}" for period in ("tune", "report")]
         rows.append([each.name, *cells, yearly(each.row["report"])])
     return ("False alarms: episodes (+ at holidays), days rung",
-            ["rule", f"tuned: {result['tune']['days']} days", f"reported: {result['report']['days']} days", "a year (90 %)"], rows)
+            ["rule", "tuned", "reported", "a year (90 %)"], rows)
 
 
 def noticed_table(result: dict[str, Any], kind: str, main_only: bool = False) -> Table:
@@ -78,27 +78,26 @@ def thresholds_table(result: dict[str, Any]) -> Table:
 
 
 LOADING = {
-    "late_load": "3 days not in, complete_through says so", "missing_1": "1 day not in, complete_through says it is",
-    "missing_2": "2 days likewise", "missing_3": "3 days likewise", "partial_day": "half of the last day likewise",
+    "late_load": "3 days late, known", "missing_1": "1 day late", "missing_2": "2 days late", "missing_3": "3 days late",
+    "partial_day": "half a day late",
 }
+"""orders that are not in yet; complete_through knows it, or claims that they are in"""
 
 
 def loading_table(result: dict[str, Any]) -> Table:
-    """Losses that are none: orders that are not loaded yet. Fewer pages are better."""
-    rows = []
-    for kind, label in LOADING.items():
-        for each in shown(result):
-            told = each.row["loading"][kind]
-            rows.append([label, each.name, f"{told['pages']} of {told['losses']}", percent(told["share"])])
-    return "Late data: pages that should not be", ["what is late", "rule", "pages", "share"], rows
+    """Losses that are none: orders that are not loaded yet, in % of the starts. Fewer pages are better."""
+    rows = [[each.name, *(percent(each.row["loading"][kind]["share"]) for kind in LOADING)] for each in shown(result)]
+    return "Late data: pages that should not be", ["rule", *LOADING.values()], rows
 
 
 def loading_sentence(result: dict[str, Any]) -> str:
     """The same of the setting recommended, or the one in force, in a line."""
     threshold = result["recommendation"]["warning"] or result["settings"]["shortfall_warning"]
     loading = threshold_row(result, "returning", threshold)["loading"]
-    told = "; ".join(f"{label}: {loading[kind]['pages']} of {loading[kind]['losses']}" for kind, label in LOADING.items())
-    return f"Late data, pages at {threshold:g}: {told}."
+    held = loading["late_load"]
+    told = ", ".join(f"{label} {percent(loading[kind]['share'])}" for kind, label in LOADING.items() if kind != "late_load")
+    return (f"Late data: {held['pages']} pages in {held['losses']} loads that are 3 days late while complete_through says so; "
+            f"where it claims the orders are in, a page comes for {told}.")
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -178,6 +177,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "- *At holidays*: a closed day, or one of the two days around it, lies in the 14 days up to its first day;",
         f"  {result['closed_days']} closed days are known; {report['days_at_holidays']} of the {report['days']} days reported are such.",
         "- Shares with Wilson's 95 % interval in brackets; yearly rates with the exact 90 % interval of a Poisson count.",
+        "- Late data is no loss: complete_through knows that orders are missing, or (all other columns) claims that they are in.",
+        "- *Advised* is what this backtest recommends; *in budget* the lowest threshold within the budget, chosen alike.",
         "- EWMA (weight 0.3) and CUSUM (slack 0.5): daily orders against the same weekday's last 4 open days.",
         "- Ideal observer of the returning customers, at the same budget: knows the true mean of every day (from both sides of it)",
         "  and how large an outage to listen for; what is left is gamma-Poisson noise. Nobody can reach it.", "",
