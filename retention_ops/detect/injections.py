@@ -35,6 +35,9 @@ SEGMENT_SHARES = (0.10, 0.60)
 DAILY_INPUTS = ("due_daily", "retention_daily")
 """what the rules read of the days before; a loss leaves it as it was up to its start"""
 
+DAY_COLUMNS = "customer_id, order_date, orders, first_order_date, next_order_date, order_days_so_far, orders_so_far"
+"""columns of customer_days in a loss: what an order was worth is no matter of these rules"""
+
 Series = np.ndarray
 """float64, one number for each day of a range"""
 
@@ -129,7 +132,7 @@ class InjectedOrders(Workspace):
             CREATE OR REPLACE TEMP TABLE later_orders AS
             SELECT order_id, customer_id, order_date FROM orders
             WHERE order_date BETWEEN DATE '{first}' AND DATE '{last}' ORDER BY order_date""")
-        self.connection.execute("CREATE OR REPLACE TEMP TABLE real_days AS FROM customer_days")
+        self.connection.execute(f"CREATE OR REPLACE TEMP TABLE real_days AS SELECT {DAY_COLUMNS} FROM customer_days")
 
     def inject(self, loss: Loss, lost: str) -> Series:
         """Makes customer_days what they would be up to the last day asked, without the orders of which the SQL condition `lost` is true.
@@ -165,8 +168,7 @@ class InjectedOrders(Workspace):
             )
             SELECT *, LEAD(order_date) OVER (PARTITION BY customer_id ORDER BY order_date) AS next_order_date FROM visits""")
         self._replace("VIEW", "customer_days", f"""
-            SELECT customer_id, order_date, first_order_date, next_order_date, order_days_so_far, orders_so_far, orders
-            FROM real_days WHERE next_order_date < {start}
+            SELECT {DAY_COLUMNS} FROM real_days WHERE next_order_date < {start}
             UNION ALL BY NAME FROM changed_days""")
         rows = self.connection.execute("SELECT order_date, SUM(orders) FROM kept_orders GROUP BY 1").fetchall()
         return by_day(rows, loss.start, loss.last, 0.0)

@@ -58,7 +58,7 @@ def _finding(result: dict[str, Any]) -> str:
     row = threshold_row(result, "returning", recommended["warning"] or result["settings"]["shortfall_warning"])
     share = row["kinds"]["outage_30"]["within_14"]["share"]
     episodes = row["report"]["episodes"]
-    return (f"From {row['threshold']:g} on: {percent(share)} of 30 % outages noticed in 14 days, "
+    return (f"WARNING from {row['threshold']:g}: {percent(share)} of 30 % outages noticed in 14 days, "
             f"{episodes} false episode{'' if episodes == 1 else 's'} in {result['report']['days']} days")
 
 
@@ -116,7 +116,8 @@ def delay_chart(result: dict[str, Any]) -> bytes:
     for (value, label, colour), height in zip(ends, heights, strict=True):
         axes.plot([1.004, 1.02, 1.03], [(value + 2) / 106, height, height], color=colour, linewidth=0.7, **style)
         axes.text(1.036, height, f"{label}: {value:.0f} %", va="center", size=8, color=colour, family=_FONT, **style)
-    _text(figure, 0.02, 0.025, "Left out: starts at which the alarm rang already. Grey: the same days with nothing lost.", size=7.6, color=_SOFT)
+    note = "Left out: starts at which the alarm rang already. Grey: the same days with nothing lost."
+    _text(figure, 0.02, 0.025, note, size=7.6, color=_SOFT)
     return _png(canvas)
 
 

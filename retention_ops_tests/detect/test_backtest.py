@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -315,6 +316,11 @@ def test_too_little_history_is_said(tmp_path):
         plan_for(space)
 
 
+def test_orders_that_are_in_bigquery_are_refused_before_anything_is_billed():
+    with pytest.raises(UsageError, match="local files only"), injected_orders(SimpleNamespace(engine="bigquery")):
+        pass
+
+
 @pytest.fixture(scope="module")
 def result(shop) -> dict:
     with injected_orders(shop) as space:
@@ -335,6 +341,8 @@ def test_a_backtest_is_whole_and_the_same_again(shop, result):
             assert row["loading"]["late_load"]["pages"] == 0, "a load that is late must not look like churn"
             told = [row["loading"][f"missing_{days}"]["pages"] for days in (1, 2, 3)]
             assert told == sorted(told)
+    by_chance = returning["thresholds"][0]["kinds"]["nothing"]
+    assert by_chance["losses"] + by_chance["left_out"] == result["report"]["days"] - 28 - 3, "every start but those at the holiday"
     shares = [[row["kinds"][name]["within_6"]["share"] for row in returning["thresholds"]] for name in ("outage_10", "outage_100")]
     assert sum(shares[0]) < sum(shares[1])
 
