@@ -24,6 +24,8 @@ HOLIDAY_DAYS = 14
 """an episode is one at holidays where a closed day, or one of the two days around it, lies so many days up to its first day"""
 ENOUGH_DAYS = 330
 """days a period needs to say how often a year an alarm is false; fewer are reported with a warning"""
+MOST_RUNG = 0.25
+"""a rule that rings on more of the days than this is no alarm, however few its episodes"""
 CRITICAL_BUDGET = 0.25
 """CRITICAL may be false so many times as often as WARNING"""
 CRITICAL_STEP = 1.2
@@ -265,12 +267,13 @@ def alarms(real: RealDays, rule: str, threshold: float, period: Period) -> Alarm
 def lowest_within(real: RealDays, rule: Rule, budget: float, period: Period, least: float = 0.0) -> float | None:
     """The lowest threshold from which on every higher one keeps to `budget` false episodes a year; None where not even the highest does.
 
-    Every higher one, because a very low threshold rings for months, and months are few episodes. An episode is not divided: what the
-    budget allows in the period is rounded to whole ones (2 a year are 2 in 297 days).
+    Every higher one, and on at most MOST_RUNG of the days, because a low threshold rings for months, and months are few episodes. An
+    episode is not divided: what the budget allows in the period is rounded to whole ones (2 a year are 2 in 297 days).
     """
     found, allowed = None, math.floor(budget * period.days / YEAR + 0.5)
     for threshold in sorted(rule.thresholds, reverse=True):
-        if threshold < least or alarms(real, rule.name, threshold, period).episodes > allowed:
+        told = alarms(real, rule.name, threshold, period)
+        if threshold < least or told.episodes > allowed or told.days_rung > MOST_RUNG * period.days:
             break
         found = threshold
     return found

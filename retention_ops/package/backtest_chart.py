@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from retention_ops.detect.backtest import MOST_RUNG
 from retention_ops.package.chart import _DPI, _FONT, _GRID, _INK, _SOFT, _text, spread
 
 WIDTH, HEIGHT = 1680, 920
 """Pixels, shown at half that size"""
 MOST_A_YEAR = 8
 """false episodes a year shown; whoever rings more often is not an alarm any more"""
-MOST_RUNG = 0.25
-"""a threshold that rings on more of the days than this is not drawn: months of alarm are few episodes"""
 STYLES = {
     "returning": ("#0072B2", "o", 2.2), "ewma": ("#B87800", "^", 1.3), "cusum": ("#A0528C", "s", 1.3), "at_risk": ("#6B7480", "v", 1.3),
 }

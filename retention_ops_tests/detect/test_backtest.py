@@ -224,7 +224,8 @@ def test_the_recommended_threshold_keeps_to_the_budget_and_so_does_every_higher_
     advice = measuring.recommend(real, plan, 3.0, 4.5)
     rule = next(rule for rule in measuring.RULES if rule.name == "returning")
     allowed = round(budget * plan.tune.days / 365)
-    within = {each: measuring.alarms(real, "returning", each, plan.tune).episodes <= allowed for each in rule.thresholds}
+    told = {each: measuring.alarms(real, "returning", each, plan.tune) for each in rule.thresholds}
+    within = {each: row.episodes <= allowed and row.days_rung <= plan.tune.days / 4 for each, row in told.items()}
     if advice["warning"] is None:
         assert not within[max(rule.thresholds)]
         return
@@ -235,6 +236,15 @@ def test_the_recommended_threshold_keeps_to_the_budget_and_so_does_every_higher_
     # the period reported on decides nothing
     other = replace(plan, report=Period(date(2021, 3, 1), date(2021, 6, 30)))
     assert [measuring.recommend(real, other, 3.0, 4.5)[name] for name in ("warning", "critical")] == [advice["warning"], advice["critical"]]
+
+
+def test_an_alarm_that_never_stops_is_one_episode_and_no_setting():
+    real = noisy_days(1)
+    real.values["returning"][:] = 2.5
+    rule = next(rule for rule in measuring.RULES if rule.name == "returning")
+    period = Period(date(2020, 2, 1), date(2021, 1, 31))
+    assert measuring.alarms(real, "returning", 2.0, period).episodes <= 1
+    assert measuring.lowest_within(real, rule, 2, period) == 2.6
 
 
 def test_alarms_count_episodes_at_holidays_apart():
