@@ -93,9 +93,11 @@ def _show(result: dict[str, Any], settings: Settings, folder: Path) -> None:
         say("[bold]Into .env:[/bold]")
         for line in lines:
             say(f"  {line}")
-    elif advice["warning"] is not None and advice["enough_history"]:
+    elif advice["warning"] is not None and not advice["changes"]:
         say("The settings in force are the ones recommended; nothing to change.")
-    say_next(shared.command(settings, f"backtest --seed {result['seed'] + 1}"),
+    looked_into = [each["from"] for each in advice["episodes"] if not each["at_holidays"]][-1:]
+    say_next(*(shared.command(settings, f"explain --date {day}") for day in looked_into),
+             shared.command(settings, f"backtest --seed {result['seed'] + 1}"),
              shared.command(settings, f"run --date {result['orders']['complete_through']}"))
 
 

@@ -264,6 +264,12 @@ def alarms(real: RealDays, rule: str, threshold: float, period: Period) -> Alarm
     return Alarms(free, int((starts & near).sum()), int(rings.sum()), free * a_year, low * a_year, high * a_year)
 
 
+def episodes_of(real: RealDays, rule: str, threshold: float, period: Period) -> list[dict[str, Any]]:
+    """The first day of each episode, and whether it is one at holidays."""
+    places = np.flatnonzero(episode_starts(real.part(rule, period) >= threshold)) + real.place(period.first)
+    return [{"from": real.first + timedelta(int(place)), "at_holidays": bool(real.near_holiday[place])} for place in places]
+
+
 def lowest_within(real: RealDays, rule: Rule, budget: float, period: Period, least: float = 0.0) -> float | None:
     """The lowest threshold from which on every higher one keeps to `budget` false episodes a year; None where not even the highest does.
 
@@ -391,7 +397,8 @@ def recommend(real: RealDays, plan: Plan, warning_now: float, critical_now: floa
     """The thresholds of the returning customers for the budget, by the period tuned on alone, and how sure they are.
 
     `warning` and `critical` are None where no threshold keeps to the budget. `enough_history` is False below a year after the warm-up:
-    then a count of episodes says little, and the settings in force should stay.
+    then a count of episodes says little, and the settings in force should stay. `holds` is False where the days reported contradict the
+    choice by more than chance: its 90 % interval lies above the budget. `episodes` are those of `warning` on the days reported.
     """
     rule = next(rule for rule in RULES if rule.name == RETURNING)
     warning = lowest_within(real, rule, plan.budget, plan.tune)
@@ -404,7 +411,9 @@ def recommend(real: RealDays, plan: Plan, warning_now: float, critical_now: floa
     both = [lowest_within(real, rule, plan.budget, period) for period in (plan.tune, plan.report)]
     told = {name: {period: asdict(alarms(real, RETURNING, threshold, getattr(plan, period))) for period in ("tune", "report")}
             for name, threshold in (("at_warning", warning), ("at_critical", critical)) if threshold}
+    holds = warning is not None and told["at_warning"]["report"]["a_year_low"] <= plan.budget
     return {
+        "holds": holds, "episodes": episodes_of(real, RETURNING, warning, plan.report) if warning else [],
         "warning": warning, "critical": critical, "critical_by_budget": by_budget, "in_both": max(both) if None not in both else None,
         "changes": (warning, critical) != (warning_now, critical_now),
         "enough_history": plan.tune.days + plan.report.days >= YEAR, "tune_is_short": plan.tune.days < ENOUGH_DAYS, **told,

@@ -124,13 +124,25 @@ def verdict(result: dict[str, Any]) -> list[str]:
     if at["report"]["a_year"] <= result["budget"]:
         kept = "within the budget."
     else:
-        kept = "more than the budget" + ("; so few may be chance." if at["report"]["a_year_low"] <= result["budget"] else ".")
+        kept = "more than the budget; " + ("so few may be chance." if advice["holds"] else "chance alone does not explain it.")
     said.append(
         f"On the days reported ({report['from']} to {report['to']}) it rang {_times(at['report']['episodes'])} outside holidays: "
         f"{yearly(at['report'])} a year, {kept}"
     )
     if at["report"]["a_year"] > result["budget"] and advice["in_both"]:
         said.append(f"From {advice['in_both']:g} on it keeps to the budget in both periods; chosen so, its figures flatter it.")
+    if advice["episodes"]:
+        days = ", ".join(f"{each['from']}{' (holidays)' if each['at_holidays'] else ''}" for each in advice["episodes"][:12])
+        more = " and later" if len(advice["episodes"]) > 12 else ""
+        said.append(f"Its episodes began on {days}{more}: `explain --date` says what happened; one that was real is not false.")
+    if not advice["holds"]:
+        said.append("So it is not advised: keep the settings in force, name a higher --budget, or look into these episodes first.")
+    kinds = threshold_row(result, "returning", advice["warning"])["kinds"]
+    said.append(
+        f"It notices {percent(kinds['outage_50']['within_6']['share'])} of 50 % outages within 6 days, "
+        f"{percent(kinds['outage_30']['within_14']['share'])} of 30 % outages within 14; where nothing is lost it rings within 14 days of "
+        f"{percent(kinds['nothing']['within_14']['share'])} of the starts."
+    )
     said.append(
         f"CRITICAL from {advice['critical']:g}: " + (
             "the lowest threshold with a quarter of that budget." if advice["critical_by_budget"]
@@ -148,9 +160,9 @@ def verdict(result: dict[str, Any]) -> list[str]:
 
 
 def env_lines(result: dict[str, Any]) -> list[str]:
-    """The lines for .env; none where nothing is recommended or nothing changes."""
+    """The lines for .env; none where nothing is recommended, the recommendation does not hold, or nothing changes."""
     advice = result["recommendation"]
-    if advice["warning"] is None or not advice["enough_history"] or not advice["changes"]:
+    if advice["warning"] is None or not advice["enough_history"] or not advice["holds"] or not advice["changes"]:
         return []
     return [f"RETENTION_OPS_SHORTFALL_WARNING={advice['warning']:g}", f"RETENTION_OPS_SHORTFALL_CRITICAL={advice['critical']:g}"]
 

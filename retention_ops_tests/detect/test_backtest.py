@@ -261,6 +261,8 @@ def test_alarms_count_episodes_at_holidays_apart():
                 free, holiday = free + (not real.near_holiday[place]), holiday + bool(real.near_holiday[place])
             latest = day
     assert (told.episodes, told.at_holidays, told.days_rung) == (free, holiday, rung)
+    assert [each["at_holidays"] for each in measuring.episodes_of(real, "returning", 2.0, period)].count(True) == holiday
+    assert all(real.values["returning"][real.place(each["from"])] >= 2 for each in measuring.episodes_of(real, "returning", 2.0, period))
     assert told.a_year == pytest.approx(free * 365 / period.days) and told.a_year_low <= told.a_year <= told.a_year_high
 
 
@@ -378,6 +380,8 @@ def test_words_and_pictures(result):
     nothing = {**result, "recommendation": {**result["recommendation"], "warning": None, "critical": None}}
     assert "No threshold keeps" in verdict(nothing)[0] and env_lines(nothing) == []
     assert trade_off_chart(nothing) and markdown(nothing, "x")
+    broken = {**result, "recommendation": {**result["recommendation"], "warning": 2.0, "holds": False, "changes": True}}
+    assert any("not advised" in sentence for sentence in verdict(broken)) and env_lines(broken) == []
     short = {**result, "recommendation": {**result["recommendation"], "enough_history": False}}
     assert any("Too short to judge" in sentence for sentence in verdict(short)) and env_lines(short) == []
 
