@@ -29,7 +29,7 @@ SHOWN_KINDS = ("outage_30", "outage_50", "decline", "segment")
 def backtest(
     context: typer.Context,
     budget: Annotated[float, typer.Option("--budget", min=0, max=365, help="False episodes a year, outside holidays, that are fine.")] = 2,
-    outages: Annotated[int, typer.Option("--outages", min=5, max=10_000, help="Losses of each kind to inject.")] = 60,
+    outages: Annotated[int, typer.Option("--outages", min=1, max=10_000, help="Losses of each kind to inject.")] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Other dates, other orders lost.")] = 611,
     first: Annotated[date | None, shared.date_option("--from", "First day reported; default: the second half of the history.")] = None,
     last: Annotated[date | None, shared.date_option("--to", "Last day reported.")] = None,

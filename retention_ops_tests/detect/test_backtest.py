@@ -337,19 +337,19 @@ def test_orders_that_are_in_bigquery_are_refused_before_anything_is_billed():
 def result(shop) -> dict:
     with injected_orders(shop) as space:
         close(space, [date(2024, 12, 25), date(2025, 12, 25)])
-        return measuring.backtest(space, plan_for(space, outages=6))
+        return measuring.backtest(space, plan_for(space, outages=3))
 
 
 def test_a_backtest_is_whole_and_the_same_again(shop, result):
     with injected_orders(shop) as space:
         close(space, [date(2024, 12, 25), date(2025, 12, 25)])
-        assert measuring.backtest(space, plan_for(space, outages=6)) == result
+        assert measuring.backtest(space, plan_for(space, outages=3)) == result
     returning = next(each for each in result["rules"] if each["rule"] == "returning")
     assert {3.0, 4.5} <= {row["threshold"] for row in returning["thresholds"]}
     assert result["closed_days"] == 2 and result["report"]["days_at_holidays"] > 0
     for rule in result["rules"]:
         for row in rule["thresholds"]:
-            assert all(told["losses"] + told["left_out"] == 6 for kind, told in row["kinds"].items() if kind != "nothing")
+            assert all(told["losses"] + told["left_out"] == 3 for kind, told in row["kinds"].items() if kind != "nothing")
             assert row["loading"]["late_load"]["pages"] == 0, "a load that is late must not look like churn"
             told = [row["loading"][f"missing_{days}"]["pages"] for days in (1, 2, 3)]
             assert told == sorted(told)
@@ -400,11 +400,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: 
 
 def test_the_command(shop, tmp_path, monkeypatch, capsys):
     home = shop.settings.home
-    code, said = run(monkeypatch, capsys, "--home", home, "backtest", "--outages", 5, "--from", "2025-06-01", "--out", tmp_path / "out")
+    code, said = run(monkeypatch, capsys, "--home", home, "backtest", "--outages", 2, "--from", "2025-06-01", "--out", tmp_path / "out")
     assert code == 0 and "Next:" in said and "WARNING from" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["delays.png", "report.json", "report.md", "tradeoff.png"]
     told = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert told["report"]["from"] == "2025-06-01" and told["losses_of_each_kind"] == 5
+    assert told["report"]["from"] == "2025-06-01" and told["losses_of_each_kind"] == 2
     command = (tmp_path / "out" / "report.md").read_text().split("`")[1].split()[1:]
     code, said = run(monkeypatch, capsys, "--home", home, *command, "--json")
     again = json.loads(said)
