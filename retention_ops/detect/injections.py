@@ -100,16 +100,15 @@ class InjectedOrders(Workspace):
     def measured(self, first: date, last: date) -> tuple[Series, Series]:
         """(rise of AT_RISK % over its baseline in %, score of the shortfall of returning customers) for each day; nan where gated."""
         self._built.clear()
+        eve = first - timedelta(days=1)
         found = []
         for table, column, alert_type in (
             ("alert_logic", "delta_relative_pct", "retention_status_degradation"),
             ("returning_customers", "score", "returning_customers_shortfall"),
         ):
-            self.build_range(table, first, last)
-            rows = self.connection.execute(
-                f"SELECT alert_date, {column} FROM {table} WHERE alert_type = ? AND gate IS NULL", [alert_type],
-            ).fetchall()
-            found.append(by_day(rows, first, last, np.nan))
+            self.build_range(table, eve, last)
+            rows = self.connection.execute(f"SELECT alert_date, {column}, gate FROM {table} WHERE alert_type = ?", [alert_type]).fetchall()
+            found.append(rings_from(rows, eve, last)[1:])
         return found[0], found[1]
 
     def run(self, rule: Query, **dates: date) -> None:
@@ -204,6 +203,22 @@ class InjectedOrders(Workspace):
 def _drawn(column: str, seed: int, sides: int) -> str:
     """SQL for a die of so many `sides`, thrown once for each value of the column and seed; md5, so that every version throws the same."""
     return f"md5_number_lower(concat({column}, ':{seed}')) % {sides}"
+
+
+def rings_from(rows: list[tuple[date, float | None, str | None]], first: date, last: date) -> Series:
+    """The threshold up to which a rule rings on each day, from rows of (date, its number, gate); nan where a gate holds it back.
+
+    A day held back as partial_day only waits until the day before rings too: it rings up to the smaller number of the two. The rule
+    says so at the threshold in force; at others a day that fell out alone may ring a day too early or too late.
+    """
+    numbers = by_day([(day, number) for day, number, _ in rows], first, last, np.nan)
+    before = np.concatenate([[np.nan], numbers[:-1]])
+    found = numbers.copy()
+    for day, _, gate in rows:
+        place = (day - first).days
+        if gate:
+            found[place] = np.minimum(numbers[place], before[place]) if gate == "partial_day" else np.nan
+    return found
 
 
 def by_day(rows: list[tuple[date, float]], first: date, last: date, missing: float) -> Series:

@@ -22,7 +22,18 @@ from retention_ops.cli import main
 from retention_ops.detect import backtest as measuring
 from retention_ops.detect.backtest import Period, Plan, RealDays
 from retention_ops.detect.compute import Workspace, workspace
-from retention_ops.detect.injections import DECLINE, KINDS, LATE, PARTIAL, SEGMENT, InjectedOrders, Loss, injected_orders, outage
+from retention_ops.detect.injections import (
+    DECLINE,
+    KINDS,
+    LATE,
+    PARTIAL,
+    SEGMENT,
+    InjectedOrders,
+    Loss,
+    injected_orders,
+    outage,
+    rings_from,
+)
 from retention_ops.detect.observers import cusum, episode_starts, ewma, ideal_observer, surprises
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.package.backtest_chart import delay_chart, trade_off_chart
@@ -194,6 +205,14 @@ def test_surprises_of_daily_orders_are_what_they_say():
     np.testing.assert_array_equal(found[:300], surprises(orders[:300], is_open[:300]))
     for rule in (ewma, cusum):
         np.testing.assert_allclose(rule(found)[300:], rule(found[300:], rule(found)[299]))
+
+
+def test_a_day_that_waits_rings_up_to_the_number_of_the_day_before():
+    first = date(2025, 1, 1)
+    rows = [(first, 1.0, None), (first + timedelta(1), 5.0, "partial_day"), (first + timedelta(2), 6.0, None),
+            (first + timedelta(3), 7.0, "data_incomplete"), (first + timedelta(5), None, None)]
+    found = rings_from(rows, first, first + timedelta(6))
+    np.testing.assert_array_equal(found, [1.0, 1.0, 6.0, math.nan, math.nan, math.nan, math.nan])
 
 
 def test_a_start_at_which_the_rule_rang_already_is_left_out():
