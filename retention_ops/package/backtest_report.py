@@ -48,7 +48,7 @@ def alarms_table(result: dict[str, Any]) -> Table:
     rows = []
     for each in shown(result):
         cells = [f"{_episodes(each.row[period])}, {each.row[period]['days_rung']}" for period in ("tune", "report")]
-        rows.append([each.name, *cells, yearly(each.row["report"])])
+        rows.append([each.name, *cells, yearly(each.row["report"]).replace(" to ", "-")])
     return ("False alarms: episodes (+ at holidays), days rung",
             ["rule", "tuned", "reported", "a year (90 %)"], rows)
 
