@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from retention_ops.commands import actions, asking, audit, closures, doctor, incidents, ingest, mcp, preview, runs, shared, status
+from retention_ops.commands import actions, asking, audit, backtest, closures, doctor, incidents, ingest, mcp, preview, runs, shared, status
 from retention_ops.commands.shared import err, say
 from retention_ops.errors import RetentionOpsError, UsageError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 for commands in (ingest.app, runs.app, asking.app, closures.app, status.app, doctor.app, mcp.app):
     app.add_typer(commands)
 actions.app.add_typer(preview.app)
-for group in (actions.app, incidents.app, audit.app):
+for group in (backtest.app, actions.app, incidents.app, audit.app):
     app.add_typer(group)
 STORAGE = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "yaml")
 """whose errors mean damaged or unreachable storage rather than a bug"""
