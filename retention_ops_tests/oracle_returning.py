@@ -118,16 +118,16 @@ class Returning:
         return bool(worst) and worst[2] >= self.settings.min_due and round(worst[4], 9) >= self.settings.shortfall_warning
 
     def alone(self, d: date) -> bool:
-        """Less than half of what was expected of D the evening before, and the day before did not fall short."""
+        """Less than a quarter of what was expected of D the evening before."""
         known = self.expectations(d - timedelta(1))
-        return known is not None and 2 * self.came(d) < known[0][0] / 1000000000 and not self.falls_short(d - timedelta(1))
+        return known is not None and 4 * self.came(d) < known[0][0] / 1000000000
 
     def row(self, d: date) -> tuple:
         worst, overdispersion = self.worst(d), self.overdispersion(d)
         gate = self._gate(d, worst[2] if worst else None)
         start = (d, "returning_customers_shortfall", "global", "returning_customers")
         if worst is None:
-            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 9)
+            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 8, self.alone(d), None)
         days, observed, expected, spread, score, level = worst
         warning, critical = self.settings.shortfall_warning, self.settings.shortfall_critical
         severity = "INFO"
@@ -140,7 +140,7 @@ class Returning:
         return (*start, float(observed), expected, observed - expected, change,
                 -100 * warning * spread / expected if expected else None, -100 * critical * spread / expected if expected else None,
                 severity, severity != "INFO", nearest(expected), gate, days, observed, expected,
-                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, level, sentence)
+                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, level, self.alone(d), sentence)
 
     def _gate(self, d: date, expected: float | None) -> str | None:
         if self.complete_through is None or d > self.complete_through:
@@ -151,7 +151,7 @@ class Returning:
             return "baseline_warmup"
         if expected < self.settings.min_due:
             return "min_sample"
-        return "partial_day" if self.falls_short(d) and self.alone(d) else None
+        return "partial_day" if self.falls_short(d) and self.alone(d) and not self.falls_short(d - timedelta(1)) else None
 
     def frame(self, days: Iterable[date]) -> pd.DataFrame:
         return _frame("returning_customers", [self.row(day) for day in days])

@@ -86,6 +86,7 @@ SELECT
   CAST(NULL AS FLOAT64) AS overdispersion,
   CAST(NULL AS FLOAT64) AS score,
   CAST(NULL AS FLOAT64) AS level,
+  CAST(NULL AS BOOL) AS day_alone,
   CAST(NULL AS STRING) AS sentence
 FROM judged
 UNION ALL
@@ -112,5 +113,6 @@ SELECT
   overdispersion,
   score,
   level,
+  day_alone,
   sentence
 FROM returning_customers

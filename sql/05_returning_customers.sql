@@ -114,10 +114,10 @@ worst AS (
   ) = 1
 ),
 alone AS (
-  -- a day with less than half of what was expected of it the evening before
+  -- a day with less than a quarter of what was expected of it the evening before
   SELECT day_no
   FROM scored
-  WHERE window_days = 1 AND 2 * observed < expected
+  WHERE window_days = 1 AND 4 * observed < expected
 ),
 first_order AS (
   SELECT MIN(order_date) AS first_order_date
@@ -127,6 +127,7 @@ gated AS (
   SELECT
     calendar.day,
     worst.*,
+    alone.day_no IS NOT NULL AS day_alone,
     CASE
       -- a stopped load must not look like churn
       WHEN calendar.day > @complete_through THEN 'data_incomplete'
@@ -178,6 +179,7 @@ SELECT
   overdispersion,
   score,
   level,
+  day_alone,
   CONCAT(
     CAST(CAST(ROUND(expected) AS INT64) AS STRING), ' customers were due back in ', CAST(window_days AS STRING), ' days, ',
     CAST(observed AS STRING), ' came: ', CASE WHEN observed >= expected THEN '+' ELSE '' END,

@@ -38,8 +38,8 @@ def gate_sentence(gate: str, alert: dict[str, Any], complete_through: date, sett
             return (f"Held back (history_warmup): the alert waits until {settings.at_risk_limit + 7} days after the first order; "
                     "before that nobody can be INACTIVE and the mix is not settled.")
         case "partial_day":
-            return ("Held back (partial_day): data may be incomplete. The last day alone has less than half of what was due, and the day "
-                    "before was in order; a second such day alerts.")
+            return ("Held back (partial_day): data may be incomplete. The last day alone has less than a quarter of what was due, and the "
+                    "day before was in order; a second such day alerts.")
         case "baseline_warmup" if alert["alert_type"] == SHORTFALL:
             return "Held back (baseline_warmup): nobody came back in the 4 weeks before, so nobody can be said to be due."
         case "min_sample" if alert["alert_type"] == SHORTFALL:

@@ -15,6 +15,7 @@ from datetime import date, timedelta
 import duckdb
 import numpy as np
 
+from retention_ops.detect.alerts import AT_RISK, SHORTFALL
 from retention_ops.detect.compute import Workspace
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.warehouse.dialect import identifier, literal
@@ -101,13 +102,11 @@ class InjectedOrders(Workspace):
         """(rise of AT_RISK % over its baseline in %, score of the shortfall of returning customers) for each day; nan where gated."""
         self._built.clear()
         eve = first - timedelta(days=1)
+        self.build_range("alert_logic", eve, last)
         found = []
-        for table, column, alert_type in (
-            ("alert_logic", "delta_relative_pct", "retention_status_degradation"),
-            ("returning_customers", "score", "returning_customers_shortfall"),
-        ):
-            self.build_range(table, eve, last)
-            rows = self.connection.execute(f"SELECT alert_date, {column}, gate FROM {table} WHERE alert_type = ?", [alert_type]).fetchall()
+        for rule, column in ((AT_RISK, "delta_relative_pct"), (SHORTFALL, "score")):
+            rows = self.connection.execute(
+                f"SELECT alert_date, {column}, gate, COALESCE(day_alone, false) FROM alert_logic WHERE alert_type = ?", [rule]).fetchall()
             found.append(rings_from(rows, eve, last)[1:])
         return found[0], found[1]
 
@@ -205,19 +204,21 @@ def _drawn(column: str, seed: int, sides: int) -> str:
     return f"md5_number_lower(concat({column}, ':{seed}')) % {sides}"
 
 
-def rings_from(rows: list[tuple[date, float | None, str | None]], first: date, last: date) -> Series:
-    """The threshold up to which a rule rings on each day, from rows of (date, its number, gate); nan where a gate holds it back.
+def rings_from(rows: list[tuple[date, float | None, str | None, bool]], first: date, last: date) -> Series:
+    """The threshold up to which a rule rings on each day, from rows of (date, its number, gate, day_alone); nan where a gate holds it back.
 
-    A day held back as partial_day only waits until the day before rings too: it rings up to the smaller number of the two. The rule
-    says so at the threshold in force; at others a day that fell out alone may ring a day too early or too late.
+    A day that falls out alone waits until the day before rings too: it rings up to the smaller number of the two. (As a gate,
+    partial_day says so of the threshold in force.)
     """
-    numbers = by_day([(day, number) for day, number, _ in rows], first, last, np.nan)
+    numbers = by_day([(day, number) for day, number, _, _ in rows], first, last, np.nan)
     before = np.concatenate([[np.nan], numbers[:-1]])
     found = numbers.copy()
-    for day, _, gate in rows:
+    for day, _, gate, alone in rows:
         place = (day - first).days
-        if gate:
-            found[place] = np.minimum(numbers[place], before[place]) if gate == "partial_day" else np.nan
+        if gate not in (None, "partial_day"):
+            found[place] = np.nan
+        elif alone:
+            found[place] = np.minimum(numbers[place], before[place])
     return found
 
 

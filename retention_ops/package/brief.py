@@ -201,7 +201,7 @@ def _gate_sentences(
         **({"partial_day": (
             "no day that falls out alone",
             "The shortfall does not hang on one day.",
-            "The last day alone has less than half of what was due, and the day before was in order: data may be incomplete. "
+            "The last day alone has less than a quarter of what was due, and the day before was in order: data may be incomplete. "
             "A second such day alerts.",
         )} if due else {}),
     }

@@ -59,6 +59,7 @@ class AlertDecision(Answer):
     overdispersion: float | None = None
     score: float | None = Field(None, description="The shortfall in units of its noise")
     level: float | None = None
+    day_alone: bool | None = None
     sentence: str | None = None
     others: list[OtherRule]
     stale: bool = Field(description="Orders changed since this was computed")

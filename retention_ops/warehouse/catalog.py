@@ -161,6 +161,7 @@ TABLES: dict[str, Table] = {
                   _c("overdispersion", "FLOAT64", "Variance of a day's count as a multiple of a Poisson count's, at least 1", True),
                   _c("score", "FLOAT64", "(expected - observed) / sqrt(overdispersion x expected)", True),
                   _c("level", "FLOAT64", "Returns of the last 4 weeks before the window against their half-year habit; 1: the same", True),
+                  _c("day_alone", "BOOL", "D by itself has less than a quarter of what was due on it", True),
                   _c("sentence", "STRING", "The row in words", True),
               ), "alert_date"),
         Table("customer_priority", "Who to contact first on D, with reasons.", "day", ("customer_id",), (

@@ -209,8 +209,8 @@ def test_surprises_of_daily_orders_are_what_they_say():
 
 def test_a_day_that_waits_rings_up_to_the_number_of_the_day_before():
     first = date(2025, 1, 1)
-    rows = [(first, 1.0, None), (first + timedelta(1), 5.0, "partial_day"), (first + timedelta(2), 6.0, None),
-            (first + timedelta(3), 7.0, "data_incomplete"), (first + timedelta(5), None, None)]
+    rows = [(first, 1.0, None, False), (first + timedelta(1), 5.0, "partial_day", True), (first + timedelta(2), 6.0, None, False),
+            (first + timedelta(3), 7.0, "data_incomplete", True), (first + timedelta(5), None, None, False)]
     found = rings_from(rows, first, first + timedelta(6))
     np.testing.assert_array_equal(found, [1.0, 1.0, 6.0, math.nan, math.nan, math.nan, math.nan])
 
