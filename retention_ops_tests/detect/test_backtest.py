@@ -121,7 +121,8 @@ def test_one_loss_leaves_nothing_behind_for_the_next(shop):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("kind", "share"), [(outage(10), 10), (outage(50), 50), (SEGMENT, 33), (DECLINE, 26)], ids=str)
+@pytest.mark.parametrize(("kind", "share"), [(outage(10), 10), (outage(50), 50), (SEGMENT, 33), (DECLINE, 26)],
+                         ids=lambda value: getattr(value, "name", str(value)))
 def test_about_so_many_orders_are_lost(shop, kind, share):
     lost = total = 0
     with injecting(shop) as space:
