@@ -36,13 +36,13 @@ def alerts(
         shared.print_json(rows)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    numbers = ("value", "baseline", "change %", "customers")
+    numbers = ("value", "baseline", "change %")
     for name in ("date", "rule", "severity", *numbers, "held back by"):
         table.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
     for row in rows:
         number = [f"{row[name]:.2f}" if row[name] is not None else "" for name in ("current_value", "baseline_value", "delta_relative_pct")]
         table.add_row(row["alert_date"], RULE_NAMES.get(row["alert_type"], row["alert_type"]), shared.severity(row["severity"]), *number,
-                      f"{row['sample_size']:,}", row["gate"] or "")
+                      row["gate"] or "")
     shared.out.print(table)
     say("AT_RISK %: the share against the mean of the 7 days before. returning: customers who came back against how many were due.")
     missing = (last - first).days + 1 - len({row["alert_date"] for row in rows})
