@@ -97,6 +97,8 @@ class BigQueryWorkspace(Workspace):
         return self.lake.frame(declared, self.connection.execute(statement).fetchall())
 
 
+BETWEEN = ("due_daily", "return_expectations", "returning_customers")
+"""what alert_logic is computed from besides: never stored, but it scans"""
 DAILY = ("base_customers", "retention_snapshot", "churn_detection", "retention_daily", "alert_logic", "customer_priority")
 
 

@@ -25,7 +25,7 @@ from retention_ops.commands import shared
 from retention_ops.commands.estimate import show_estimate
 from retention_ops.detect import in_bigquery
 from retention_ops.detect.compute import PRIORITY_ORDER, closures_between, table_for, workspace
-from retention_ops.detect.in_bigquery import estimates
+from retention_ops.detect.in_bigquery import BETWEEN, estimates
 from retention_ops.errors import InputRefused, SettingsError, UsageError, WarehouseError
 from retention_ops.execute.gate import Gate
 from retention_ops.execute.trail import publish_log
@@ -509,7 +509,7 @@ def test_a_dry_run_names_the_bytes_of_every_rule_and_computes_nothing(server, wa
         pass
     jobs, billed = len(server.jobs), warehouse.jobs.bytes_billed
     scanned = estimates(warehouse, D)
-    assert set(scanned) == {*PER_DAY, "cohort_retention_evolution"} and all(count > 0 for count in scanned.values())
+    assert set(scanned) == {*PER_DAY, *BETWEEN, "cohort_retention_evolution"} and all(count > 0 for count in scanned.values())
     assert scanned["base_customers"] > estimates(warehouse, D - timedelta(150))["base_customers"]
     assert (len(server.jobs), warehouse.jobs.bytes_billed) == (jobs, billed), "dry runs are no jobs"
 
