@@ -234,6 +234,10 @@ class Reference:
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)
         ]
 
+    def assume(self, table: str, rows: list[tuple]) -> None:
+        """Makes `rows` readable as a table that is not run."""
+        self._rows[table] = rows
+
     def run(self, rule: Query, **dates: date) -> pd.DataFrame:
         """Executes a rule and keeps its rows as the table that later rules read."""
         table = rule.table

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay
 from retention_ops.detect.compute import DUE_DAYS, Workspace, workspace
 from retention_ops.settings import Settings
 from retention_ops.warehouse.lake import Lake
@@ -34,6 +35,7 @@ from retention_ops_tests.detect.test_returning_customers import (
 )
 from retention_ops_tests.oracle_returning import RECENCIES, Chances, Returning
 from retention_ops_tests.shops import lake_with, orders_frame, small_shop
+from retention_ops_tests.warehouse import edges
 
 FILES = frozenset({
     "05_due_daily.sql", "fast/due_daily.sql", "05_return_expectations.sql", "05_returning_customers.sql", "05_closed_days.sql",
@@ -72,10 +74,11 @@ class Assuming(Returning):
 ALL_CELLS = [(rhythm, recency) for rhythm in range(7) for recency in RECENCIES]
 
 
-def half_loaded_shop(*half_loaded: date) -> pd.DataFrame:
-    """240 customers come every sixth day, 40 a day; of a day that is not whole every tenth of them is there."""
+def half_loaded_shop(*half_loaded: date, every: int = 6) -> pd.DataFrame:
+    """Customers who come every so many days, 40 a day; of a day that is not whole every tenth of them is there."""
     rows = [(f"c{number}", day, 100) for day in oracle.dates(date(2023, 12, 1), date(2024, 5, 20))
-            for number in range((day - date(2023, 12, 1)).days % 6, 240, 6) if day not in half_loaded or number % 60 < 6]
+            for number in range((day - date(2023, 12, 1)).days % every, 40 * every, every)
+            if day not in half_loaded or number % (10 * every) < every]
     return orders_frame(rows)
 
 
@@ -153,8 +156,9 @@ class Checks:
         space = self._space("alerts", small, CLOSED, complete_through=complete, min_due=8, shortfall_warning=1.0, shortfall_critical=1.5)
         naive = Returning(small, space.settings, complete, CLOSED)
         self._alert("a small shop", space, naive, days[0], days[-1])
-        exact = sorted({round(score, 9) for score in naive.frame(days)["score"] if score and score > 0})
-        for place, (warning, critical) in enumerate(((exact[len(exact) // 2], exact[-2]), (exact[-5], exact[-1]))):
+        ungated = [row for row in naive.frame(days).to_dict("records") if row["gate"] is None]
+        exact = sorted({round(row["score"], 9) for row in ungated if row["score"] > 0})
+        for place, (warning, critical) in enumerate(((exact[len(exact) // 2], exact[-2]), (exact[-5], exact[-1]), (exact[3], exact[-3]))):
             rules = {"min_due": 8, "shortfall_warning": warning, "shortfall_critical": critical}
             other = self._with(space, CLOSED, **rules)
             self._alert(f"a score of exactly a threshold, {place}", other, Returning(small, other.settings, complete, CLOSED),
@@ -177,6 +181,20 @@ class Checks:
                     line = self._with(other, shortfall_warning=warning, shortfall_critical=warning + 5)
                     self._alert(f"a day before of exactly {warning}", line, Returning(partial, line.settings, last),
                                 alone - timedelta(2), last)
+        second = alone + timedelta(9)  # its range knows what the day before it said
+        again = self._with(other)
+        self._alert("the second day that is not whole", again, Returning(partial, again.settings, last), second, second)
+        # 240 are due every day: 30 expected; three days expect exactly min_due, and the day before fell short by exactly these
+        exactly = self._with(other, min_due=90, shortfall_warning=0.05, shortfall_critical=1)
+        self._alert("min_due in the shortest window", exactly, Assuming(125_000_000, partial, exactly.settings, last),
+                    alone - timedelta(2), last, 125_000_000)
+        longest = self._with(other, min_due=840, shortfall_warning=0.05, shortfall_critical=1)
+        self._alert("min_due in the longest window", longest, Assuming(250_000_000, partial, longest.settings, last),
+                    alone - timedelta(2), last, 250_000_000)
+        even = half_loaded_shop(every=4)
+        space = self._space("even", even, complete_through=last)
+        self._alert("exactly as many come as are expected", space, Assuming(250_000_000, even, space.settings, last),
+                    alone, last, 250_000_000)
 
     def _customers(self, small: pd.DataFrame) -> None:
         lines, chances = on_every_line(), fabricated()
@@ -198,7 +216,34 @@ class Checks:
         other.build_range("returning_customers", d, d)
         self._add("a small shop", "due_customers", other, first, d, due)
 
+    def reference(self, rule: Query) -> list[str]:
+        """A few customers by GoogleSQL's reference implementation: it does not divide by 0. Only due_customers is asked of it."""
+        if rule.table != "due_customers":
+            return []
+        lines = on_every_line()
+        few = lines[[customer in ("one9", "back4") for customer in lines["customer_id"]]].reset_index(drop=True)
+        few = pd.concat([few, orders_frame([("single", START, 100, "s1")])], ignore_index=True)
+        first, last = START + timedelta(3), START + timedelta(10)
+        google = edges.Reference(edges.Case("a few", few, lake_with(few, self._folder / "few"), (first, last)))
+        google.run(query("customer_days"))
+        google.assume("return_expectations", [])
+        expected = Returning(few, Settings(_env_file=None), None).due_customers(first, last, {})
+        try:
+            return oracle.differences("due_customers", expected, google.run(rule, from_date=first, to_date=last))
+        except Exception as error:
+            return [str(error)]
+
     def _closed(self) -> None:
+        opened = date(2024, 1, 8)
+        orders = orders_frame([*(("a", opened, 100) for _ in range(10)), ("a", opened + timedelta(9), 100)])
+        entries = [CalendarDay(opened + timedelta(7), "a week after the first order", "public holiday")]
+        space = self._space("closed after a week", orders, holiday_country="GB")
+        space._show_calendar(entries)
+        first, last = opened, opened + timedelta(9)
+        known = test_closures.naive(orders, entries, first, last)
+        assert known
+        self._add("compared with the first day alone", "closed_days", space, first, last,
+                  pd.DataFrame([*known.items()], columns=["closed_date", "reason"], dtype=object))
         for seed in range(12):
             orders, entries = test_closures.random_shop(seed)
             space = self._space(f"closed {seed}", orders, holiday_country="GB")
