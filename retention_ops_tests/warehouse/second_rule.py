@@ -182,7 +182,8 @@ class Checks:
                     self._alert(f"a day before of exactly {warning}", line, Returning(partial, line.settings, last),
                                 alone - timedelta(2), last)
         second = alone + timedelta(9)  # its range knows what the day before it said
-        again = self._with(other)
+        again = self._with(other, shortfall_warning=1.0)
+        assert Returning(partial, again.settings, last).falls_short(second - timedelta(1))
         self._alert("the second day that is not whole", again, Returning(partial, again.settings, last), second, second)
         # 240 are due every day: 30 expected; three days expect exactly min_due, and the day before fell short by exactly these
         exactly = self._with(other, min_due=90, shortfall_warning=0.05, shortfall_critical=1)
