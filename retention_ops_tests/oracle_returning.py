@@ -15,12 +15,14 @@ from math import sqrt
 import pandas as pd
 
 from retention_ops.settings import Settings
-from retention_ops_tests.oracle import _frame, half_up
+from retention_ops_tests.oracle import _frame, columns_of, dates, half_up
 
 GAPS = (10, 20, 35, 60, 100)
 RECENCIES = (1, 4, 8, 15, 22, 31, 46, 61, 91, 121, 181, 271)
 Cell = tuple[int, int]
 """(rhythm, recency)"""
+Chances = dict[Cell, dict[int, int]]
+"""cell -> {weekday, Monday 0: returns of a thousand million customers}"""
 
 
 class Returning:
@@ -31,6 +33,9 @@ class Returning:
         self.visits: dict[str, list[date]] = {}
         for customer, day in sorted(set(zip(orders["customer_id"], orders["order_date"], strict=True))):
             self.visits.setdefault(customer, []).append(day)
+        self.amounts: dict[str, list[tuple[date, int]]] = {}
+        for customer, day, cents in zip(orders["customer_id"], orders["order_date"], orders["order_cents"], strict=True):
+            self.amounts.setdefault(customer, []).append((day, int(cents)))
         self.first = min(orders["order_date"], default=None)
         self.counts = cache(self.counts)
         self.chances = cache(self.chances)
@@ -43,7 +48,7 @@ class Returning:
         for visits in self.visits.values():
             before = [visit for visit in visits if visit < day]
             if before:
-                cell = (rhythm_of(before), max(start for start in RECENCIES if start <= (day - before[-1]).days))
+                cell = cell_of(before, day)
                 due[cell] += 1
                 returned[cell] += day in visits
         return due, +returned
@@ -55,7 +60,7 @@ class Returning:
     def came(self, day: date) -> int:
         return sum(self.open_counts(day)[1].values())
 
-    def chances(self, known: date) -> tuple[dict[Cell, dict[int, int]], float] | None:
+    def chances(self, known: date) -> tuple[Chances, float] | None:
         """({cell: {weekday: returns of a thousand million customers on such a day}}, level) at the end of `known`; None without a level."""
         days = [known - timedelta(back) for back in range(182)]
         due, returned = Counter(), Counter()
@@ -159,6 +164,72 @@ class Returning:
     def due_daily(self, days: Iterable[date]) -> pd.DataFrame:
         return _frame("due_daily", [(day, *cell, count, self.counts(day)[1][cell]) for day in days
                                     for cell, count in sorted(self.counts(day)[0].items())])
+
+
+    def return_expectations(self, first: date, last: date) -> pd.DataFrame:
+        """What is known on each date from 15 days before `first` to the day before `last`, of every cell there is."""
+        cells = sorted({cell for day in dates(first - timedelta(386), last) for cell in self.counts(day)[0]})
+        rows = []
+        for known in dates(first - timedelta(15), last - timedelta(1)):
+            found, level = self.chances(known) or (None, None)
+            # 1970-01-01, the weekday 0 of the rules, was a Thursday
+            rows += [(known, *cell, (weekday - 3) % 7, None if found is None else found.get(cell, {}).get(weekday, 0), level)
+                     for cell in cells for weekday in range(7)]
+        return _frame("return_expectations", rows)
+
+    def due_customers(self, first: date, last: date, chances: Chances | None = None) -> pd.DataFrame:
+        """Customer by customer over the days of a window; `chances` in place of those known the evening before it."""
+        if chances is None:
+            found = self.chances(first - timedelta(1))
+            chances = found[0] if found else {}
+        rows = [row for customer, visits in self.visits.items()
+                if (row := self._due_customer(customer, visits, dates(first, last), chances)) is not None]
+        return _frame("due_customers", rows)
+
+    def _due_customer(self, customer: str, visits: list[date], window: list[date], chances: Chances) -> tuple | None:
+        """None of one who is due on no open day of the window."""
+        chance, returned, rhythms, last = 0, 0, set(), window[-1]
+        for day in window:
+            before = [visit for visit in visits if visit < day]
+            if before and day not in self.closed:
+                cell = cell_of(before, day)
+                rhythms.add(cell[0])
+                chance += chances.get(cell, {}).get(day.weekday(), 0)
+                returned += day in visits
+        if not rhythms:
+            return None
+        known = [visit for visit in visits if visit <= last]
+        silence, usual = (last - known[-1]).days, None
+        if len(known) > 1:
+            usual = Fraction((known[-1] - known[0]).days, len(known) - 1)
+        cents = [amount for day, amount in self.amounts[customer] if day <= last]
+        average = sum(cents) / len(cents)
+        return (customer, chance, returned, 0 in rhythms, known[-1], silence, None if usual is None else float(usual), len(cents),
+                half_up(Fraction(sum(cents), len(cents))) / 100, not returned and usual is not None and silence > usual,
+                nearest(chance / 1000000000 * average) / 100)
+
+    def shortfall_slices(self, due: pd.DataFrame, d: date, customers: pd.DataFrame | None = None) -> pd.DataFrame:
+        """The rows of `due_customers`, attribute by attribute; `customers` has None where an attribute is not known."""
+        noise = self.row(d)[columns_of("returning_customers").index("overdispersion")]
+        known = {} if customers is None else {row["customer_id"]: row for row in customers.to_dict("records")}
+        slices: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for row in due.to_dict("records"):
+            values = {"history": "one shopping day" if row["was_new"] else "several shopping days"}
+            for attribute in ("country", "segment", "loyalty_tier", "acquisition_channel"):
+                values[attribute] = known.get(row["customer_id"], {}).get(attribute) or "(unknown)"
+            for attribute, value in values.items():
+                slices.setdefault((attribute, value), []).append((row["chance"], row["returned"]))
+        rows = []
+        for (attribute, value), members in slices.items():
+            expected, observed = sum(chance for chance, _ in members) / 1000000000, sum(returned for _, returned in members)
+            score = None if noise is None or not expected else (expected - observed) / sqrt(noise * expected)
+            rows.append((attribute, value, len(members), expected, observed, expected - observed, score))
+        return _frame("shortfall_slices", rows)
+
+
+def cell_of(before: list[date], day: date) -> Cell:
+    """The cell on `day` of a customer with these visits before it."""
+    return rhythm_of(before), max(start for start in RECENCIES if start <= (day - before[-1]).days)
 
 
 def rhythm_of(visits: list[date]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pandas as pd
 import pytest
 
 from retention_ops.detect.compute import DUE_DAYS, Workspace, workspace
+from retention_ops.detect.missing import NAMED, who_is_missing
 from retention_ops.settings import Settings
 from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import fast_query, query
 from retention_ops_tests import oracle
 from retention_ops_tests.detect.test_against_oracle import REAL_DATA, every_date
-from retention_ops_tests.oracle_returning import GAPS, RECENCIES, Returning
+from retention_ops_tests.oracle_returning import GAPS, RECENCIES, Chances, Returning
 from retention_ops_tests.shops import lake_with, orders_frame, small_shop, uci_orders
 
 CLOSED = (date(2024, 1, 1), date(2024, 3, 31))
@@ -31,6 +33,29 @@ def close(space: Workspace, days: tuple[date, ...]) -> None:
 def rows(space: Workspace, first: date, last: date) -> pd.DataFrame:
     space.build_range("returning_customers", first, last)
     return space.rows("returning_customers")
+
+
+START, DAILY = date(2024, 1, 1), 1000000
+
+
+def on_every_line(start: date = START) -> pd.DataFrame:
+    """A usual gap of exactly 10, 20, 35, 60 and 100 days, a day less and a day more, as one gap and as the mean of two; long silences."""
+    visits: list[tuple[str, date, int]] = []
+    for line in GAPS:
+        for gap in (line - 1, line, line + 1):
+            visits += [(f"one{gap}", start, 100), (f"one{gap}", start + timedelta(gap), 100)]
+            visits += [(f"two{gap}", start + timedelta(step), 100) for step in (0, 3, 2 * gap)]
+    for silence in RECENCIES:
+        visits += [(f"back{silence + more}", start + timedelta(days), 100) for more in (-1, 0, 1) for days in (0, silence + more)]
+    return orders_frame(visits)
+
+
+def some_attributes(orders: pd.DataFrame) -> pd.DataFrame:
+    """Attributes of two customers in three, some without a value; and of one who never ordered."""
+    names = [*sorted(set(orders["customer_id"])), "nobody"]
+    rows = [(name, ["FR", "DE", ""][place // 3 % 3], ["new", "", "old", "old"][place % 4], ["gold", ""][place % 2],
+             ["ads", "mail", "", "shop", "ads"][place % 5]) for place, name in enumerate(names) if place % 3 or name == "nobody"]
+    return pd.DataFrame(rows, columns=["customer_id", "country", "segment", "loyalty_tier", "acquisition_channel"])
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +90,7 @@ def test_who_is_due_on_every_date_of_a_small_shop(tmp_path: Path, orders: pd.Dat
 
 @pytest.mark.parametrize("make", [query, fast_query], ids=["readable", "fast"])
 def test_usual_gaps_and_silences_on_every_line(tmp_path: Path, make):
-    """A usual gap of exactly 10, 20, 35, 60 and 100 days, a day less and a day more, as one gap and as the mean of two; long silences."""
-    start, visits = date(2024, 1, 1), []
-    for line in GAPS:
-        for gap in (line - 1, line, line + 1):
-            visits += [(f"one{gap}", start, 100), (f"one{gap}", start + timedelta(gap), 100)]
-            visits += [(f"two{gap}", start + timedelta(step), 100) for step in (0, 3, 2 * gap)]
-    for silence in RECENCIES:
-        visits += [(f"back{silence + more}", start + timedelta(days), 100) for more in (-1, 0, 1) for days in (0, silence + more)]
-    orders = orders_frame(visits)
+    start, orders = date(2024, 1, 1), on_every_line()
     last = max(orders["order_date"]) + timedelta(RECENCIES[-1] + 2)
     naive = Returning(orders, Settings(_env_file=None), None)
     with workspace(lake_with(orders, tmp_path)) as space:
@@ -144,6 +161,123 @@ def test_what_comes_later_changes_nothing(tmp_path: Path, orders: pd.DataFrame):
     with workspace(lake_with(known, tmp_path / "known", complete_through=d)) as space:
         then = rows(space, d - timedelta(20), d)
     assert oracle.differences("returning_customers", later.astype(object), then) == []
+
+
+WINDOWS = [(date(2024, 4, 3), 3), (date(2024, 4, 3), 14), (date(2024, 5, 1), 7), (date(2024, 5, 28), 5), (date(2024, 1, 2), 4)]
+
+
+@pytest.mark.parametrize("shut", [(), CLOSED], ids=["always open", "closed days"])
+@pytest.mark.parametrize("known", [False, True], ids=["no attributes", "attributes"])
+def test_who_was_due_and_which_part_of_them_is_missing(tmp_path: Path, orders: pd.DataFrame, shut: tuple[date, ...], known: bool):
+    given = some_attributes(orders) if known else None
+    lake = lake_with(orders, tmp_path, customers=given, min_due=8)
+    naive = Returning(orders, lake.settings, max(orders["order_date"]), shut)
+    with workspace(lake) as space:
+        if shut:
+            close(space, shut)
+        rows(space, WINDOWS[-1][0], max(d for d, _ in WINDOWS))
+        for d, days in WINDOWS:
+            space.build_missing(d, days)
+            due = naive.due_customers(d - timedelta(days - 1), d)
+            assert oracle.differences("due_customers", due, space.rows("due_customers")) == []
+            slices = naive.shortfall_slices(due, d, given)
+            assert oracle.differences("shortfall_slices", slices, space.rows("shortfall_slices")) == []
+            assert set(due["was_new"]) == set(due["is_overdue"]) == {False, True}
+    assert len(slices) == (2 + 3 + 3 + 2 + 4 if known else 2 + 4)
+
+
+def test_chances_add_up_to_what_the_alert_expects(tmp_path: Path, orders: pd.DataFrame):
+    """To the last digit, on every date on which anybody is expected, with closed days among them."""
+    with workspace(lake_with(orders, tmp_path, min_due=8)) as space:
+        close(space, CLOSED)
+        alerts = rows(space, date(2024, 1, 2), date(2024, 5, 28))
+        expecting = [row for row in alerts.to_dict("records") if row["expected"] == row["expected"]]
+        assert len(expecting) > 100
+        for row in expecting:
+            space.build_missing(row["alert_date"].date(), int(row["window_days"]))
+            chance, returned = space.connection.execute("SELECT SUM(chance), SUM(returned) FROM due_customers").fetchall()[0]
+            assert (chance, returned) == (round(row["expected"] * 1000000000), row["observed"]), row["alert_date"]
+
+
+def fabricated() -> Chances:
+    """Another chance in every cell and on every weekday; but for one cell, that nobody knows of."""
+    return {(rhythm, recency): {day: 1000000 * (1 + rhythm) + 10000 * (1 + place) + 7 * day + 1 for day in range(7)}
+            for rhythm in range(7) for place, recency in enumerate(RECENCIES) if (rhythm, recency) != (2, 8)}
+
+
+def expect(space: Workspace, chances: Chances) -> None:
+    """Makes `chances` readable as what is known on every day; on each they differ, by a million a day."""
+    # 1970-01-01, the weekday 0 of the rules, was a Thursday
+    found = ", ".join(f"({rhythm}, {recency}, {(day - 3) % 7}, {chance})"
+                      for (rhythm, recency), by_day in chances.items() for day, chance in by_day.items())
+    space.connection.execute(
+        "CREATE OR REPLACE TEMP TABLE return_expectations AS "
+        f"SELECT CAST(day AS DATE) AS known_day, rhythm, recency, weekday, chance + {DAILY} * (CAST(day AS DATE) - DATE '{START}') "
+        "AS chance, CAST(1 AS DOUBLE) AS level "
+        f"FROM (VALUES {found}) AS given(rhythm, recency, weekday, chance), range(DATE '{START}', DATE '{START}' + 700, INTERVAL 1 DAY) "
+        "AS days(day)")
+
+
+def known_on(day: date, chances: Chances) -> Chances:
+    """`chances` as `expect` makes them readable of a day."""
+    return {cell: {weekday: chance + DAILY * (day - START).days for weekday, chance in by_day.items()} for cell, by_day in chances.items()}
+
+
+def windows_on_lines(orders: pd.DataFrame) -> list[tuple[date, date]]:
+    """Eight days and eight days over all dates, so that every silence passes its lines; and days alone on which somebody comes."""
+    visits, last = sorted(set(orders["order_date"])), max(orders["order_date"]) + timedelta(RECENCIES[-1] + 2)
+    return [*((first, first + timedelta(7)) for first in oracle.dates(START, last)[1::8]), *((day, day) for day in visits[1::4])]
+
+
+def test_every_line_of_rhythm_and_silence_has_its_own_chance(tmp_path: Path):
+    orders, chances = on_every_line(), fabricated()
+    naive = Returning(orders, Settings(_env_file=None), None)
+    with workspace(lake_with(orders, tmp_path)) as space:
+        expect(space, chances)
+        for first, d in windows_on_lines(orders):
+            space.run(query("due_customers"), from_date=first, to_date=d)
+            expected = naive.due_customers(first, d, known_on(first - timedelta(1), chances))
+            assert oracle.differences("due_customers", expected, space.rows("due_customers")) == [], d
+
+
+def staying_away(home: Path, who: Callable[[int], bool]) -> Lake:
+    """600 customers of three segments who come every sixth day; those of whom `who` is true stay away in the last week."""
+    start, d = date(2023, 10, 1), date(2024, 5, 10)
+    visits = [(f"c{number}", day, 100) for day in oracle.dates(start, d) for number in range((day - start).days % 6, 600, 6)
+              if day <= d - timedelta(7) or not who(number)]
+    given = pd.DataFrame({"customer_id": [f"c{number}" for number in range(600)],
+                          "segment": [["new", "old", "vip"][number // 6 % 3] for number in range(600)],
+                          "country": [["FR", "DE"][number // 18 % 2] for number in range(600)]})
+    return lake_with(orders_frame(visits), home, complete_through=d, customers=given)
+
+
+@pytest.mark.parametrize(("who", "carried_by"), [
+    (lambda number: number // 6 % 3 == 2, ("segment", "vip")),
+    (lambda number: number // 18 % 2 == 0 and number % 4 > 0, ("country", "FR")),
+    (lambda number: number % 10 > 0, None),
+], ids=["a lost segment", "most of a country", "an outage of everybody"])
+def test_what_carries_a_shortfall(tmp_path: Path, who: Callable[[int], bool], carried_by: tuple[str, str] | None):
+    lake, d = staying_away(tmp_path, who), date(2024, 5, 10)
+    with workspace(lake) as space:
+        row = oracle.of_rule(oracle.SECOND_RULE, alerts_of(space, d)).astype(object).to_dict("records")[0]
+        missing = who_is_missing(space, d, row)
+    assert row["severity"] == "CRITICAL"
+    found = missing.carried_by()
+    assert (found and (found["attribute"], found["value"])) == carried_by
+    away = [f"c{number}" for number in range(600) if who(number)]
+    assert missing.overdue == len(away) and {customer["customer_id"] for customer in missing.top} <= set(away)
+    assert len(missing.top) == min(NAMED, len(away))
+
+
+def alerts_of(space: Workspace, d: date) -> pd.DataFrame:
+    space.build_range("alert_logic", d, d)
+    return space.rows("alert_logic")
+
+
+def test_nobody_is_missing_where_nobody_is_expected(tmp_path: Path, orders: pd.DataFrame):
+    d = orders["order_date"].min()
+    with workspace(lake_with(orders, tmp_path)) as space:
+        assert who_is_missing(space, d, {"expected": None, "window_days": None}) is None
 
 
 @pytest.mark.slow
