@@ -87,24 +87,27 @@ def ownership_slack(incident: Row) -> str:
     return f"Incident {incident['id']}. {owner}{backup}. Acknowledge by {incident['ack_by']:%Y-%m-%d %H:%M} UTC."
 
 
+def frozen(incident: Row) -> str:
+    """The baseline an incident is held against, in its rule's unit."""
+    unit = " % of the returns usual in half a year" if incident["alert_type"] == SHORTFALL else " %"
+    return f"{incident['frozen_baseline']:.1f}{unit}"
+
+
 def sentence(verdict: str, alert: Row, incident: Row, audiences: Mapping[str, Row] | None) -> str:
     """What a thread reply or a ticket comment says."""
     day, now = alert["alert_date"], reading(alert)
-    frozen = f"{incident['frozen_baseline']:.1f} %"
-    side = "below"
-    if incident["alert_type"] == SHORTFALL:
-        frozen, side = f"{frozen} of the returns usual in half a year", "above"
+    baseline, side = frozen(incident), "above" if incident["frozen_warning_pct"] < 0 else "below"
     to_contact = f" To contact: {contacts(audiences)}." if audiences else ""
     match verdict:
         case "update":
-            return f"{day}: still {alert['severity']}. {now}; the baseline of this incident is {frozen}.{to_contact}"
+            return f"{day}: still {alert['severity']}. {now}; the baseline of this incident is {baseline}.{to_contact}"
         case "escalate":
-            return f"{day}: risen to {alert['severity']}. {now}; the baseline of this incident is {frozen}.{to_contact}"
+            return f"{day}: risen to {alert['severity']}. {now}; the baseline of this incident is {baseline}.{to_contact}"
         case "retract":
             return (f"Retracted for {day}: with the orders known now that date is no alert any more ({now}). "
                     "Lists handed over for it should not be used further.")
         case "resolve":
-            return (f"Resolved: three days in a row {side} this incident's warning line ({frozen}, "
+            return (f"Resolved: three days in a row {side} this incident's warning line ({baseline}, "
                     f"{incident['frozen_warning_pct']:+.4g} %), the last on {day}: {now}. "
                     f"Was it real, expected, data or false? `retention-ops incidents close {incident['id']} --verdict ...`")
         case "unacknowledged":
