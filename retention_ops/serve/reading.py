@@ -36,7 +36,7 @@ from retention_ops.serve.refusal import Refused, quoted
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import connection_config
-from retention_ops.warehouse.dialect import parquet_scan
+from retention_ops.warehouse.dialect import declared_scan, parquet_scan
 from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.lake import Lake
 
@@ -103,7 +103,7 @@ class Reader:
 
     def _from(self, table: str, *days: date, options: str = "") -> str:
         """Exactly these partitions, never a view over all of them."""
-        return parquet_scan(*(self.lake.path(table, day) for day in days), options=options)
+        return declared_scan(TABLES[table], *(self.lake.path(table, day) for day in days), options=options)
 
     def _read(self, table: str, day: date) -> list[dict[str, Any]]:
         return self._rows(f"SELECT * FROM {self._from(table, day)}")

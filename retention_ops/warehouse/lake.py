@@ -19,7 +19,7 @@ import pandas as pd
 
 from retention_ops.errors import QualityError
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
-from retention_ops.warehouse.dialect import file_list, literal, no_glob, no_rows, parquet_scan
+from retention_ops.warehouse.dialect import declared_scan, file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
 from retention_ops.warehouse.seam import Warehouse
 
@@ -136,7 +136,7 @@ class Lake(Warehouse):
         with self.connection() as connection:
             if not self.exists(table, part):
                 return connection.sql(no_rows(TABLES[table])).df()
-            return connection.sql(f"SELECT * FROM {parquet_scan(self.path(table, part))}{order}").df()
+            return connection.sql(f"SELECT * FROM {declared_scan(TABLES[table], self.path(table, part))}{order}").df()
 
     def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:
         """The rows of all stored partitions from `first` to `last`."""
@@ -145,7 +145,7 @@ class Lake(Warehouse):
             if not paths:
                 return connection.sql(no_rows(TABLES[table])).df()
             order = ", ".join(dict.fromkeys([TABLES[table].date_column, *TABLES[table].key]))
-            return connection.sql(f"SELECT * FROM {parquet_scan(*paths)} ORDER BY {order}").df()
+            return connection.sql(f"SELECT * FROM {declared_scan(TABLES[table], *paths)} ORDER BY {order}").df()
 
     # -- the views a user opens ------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Lake(Warehouse):
                 path = self.path(table.name)
         if not path or not path.is_file():
             return no_rows(table)
-        return f"SELECT {columns} FROM {parquet_scan(path)}"
+        return f"SELECT {columns} FROM {declared_scan(table, path)}"
 
 
 def _read_marker(path: Path) -> object:
