@@ -267,4 +267,4 @@ def test_partitions_from_before_a_column_was_declared_are_read_with_nulls(tmp_pa
     old, mixed = lake.read("alert_logic", days[0]), lake.read_range("alert_logic", *days)
     assert list(old.columns) == list(mixed.columns) == declared.column_names
     assert old["sentence"].isna().all() and sorted(mixed["score"].isna()) == [False, True]
-    assert dict(old.dtypes) == dict(lake.read("alert_logic", date(2024, 3, 1)).dtypes)
+    assert dict(old.dtypes) == dict(mixed.dtypes)
