@@ -243,8 +243,8 @@ def test_the_demo_tells_its_story(tmp_path):
     pack = tmp_path / "home" / "demo" / "action_packs" / "2026-06-30"
     names = {path.name for path in pack.iterdir()}
     assert names == {
-        "briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "manifest.json", "ops_run_log.json",
-        "outbox", *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))}
+        "briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "returning_customers.png", "manifest.json",
+        "ops_run_log.json", "outbox", *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))}
     again = cli("demo", "--customers", 2000, "--days", 10, home=tmp_path / "home")
     assert again.returncode == 0 and "already answered" in again.stdout
 

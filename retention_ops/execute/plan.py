@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock
+from retention_ops.detect.alerts import SHORTFALL
 from retention_ops.errors import LedgerError, PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import chosen, target_of
@@ -25,7 +26,7 @@ from retention_ops.log import exposures
 from retention_ops.log.database import answers, lock_responses
 from retention_ops.log.database import incidents as incident_table
 from retention_ops.package.audiences import TIERS, audience_sha256
-from retention_ops.package.brief import CHART_FILE
+from retention_ops.package.brief import CHART_FILE, RETURNING_FILE
 from retention_ops.package.pack import Pack, alert_version, current_audiences, find_pack, renew_pack, verify
 from retention_ops.settings import REAL_MODES, Settings
 from retention_ops.warehouse.seam import Warehouse
@@ -219,7 +220,7 @@ class Planner:
         plan = Draft(self.settings, alert, incident, decision.seq + 1, answer_id, hold)
         if verdict == "open" or (verdict in ACTED and posted is None):
             message = plan.add("slack", "post", self.message(pack, incident, alert, note), bound=False)
-            plan.add("slack", "chart", {"file": CHART_FILE, "title": f"AT_RISK % to {alert['alert_date']}"}, message.key)
+            plan.add("slack", "chart", _chart(pack, alert), message.key)
         elif posted:
             text = wording.sentence(verdict, alert, incident, manifest) + (f" {note}" if note else "")
             reply = {**wording.slack_sentence(text), "broadcast": verdict == "escalate" and self.settings.broadcast}
@@ -347,6 +348,13 @@ def prove(pack: Pack, alert: Mapping[str, Any]) -> None:
             f"the pack of {pack.day} was built from another result than alert_logic holds now; "
             f"`retention-ops run --date {pack.day}` builds both again"
         )
+
+
+def _chart(pack: Pack, alert: Mapping[str, Any]) -> dict[str, Any]:
+    """The picture of the rule that leads."""
+    if alert["alert_type"] == SHORTFALL and RETURNING_FILE in pack.manifest["files"]:
+        return {"file": RETURNING_FILE, "title": f"Returning customers to {alert['alert_date']}"}
+    return {"file": CHART_FILE, "title": f"AT_RISK % to {alert['alert_date']}"}
 
 
 def brief_markdown(pack: Pack) -> str:

@@ -7,7 +7,6 @@ door. `record` adds the ops_runs_log row, whatever happened. Any of them may be 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ from retention_ops.execute.redact import redact
 from retention_ops.log import exposures, runs
 from retention_ops.log.database import answers, lock_responses
 from retention_ops.package.audiences import TIERS, Audience, allowed_table, audience_sha256
-from retention_ops.package.brief import CHART_FILE
+from retention_ops.package.brief import CHART_FILE, CHART_FILES, with_cids
 from retention_ops.package.pack import alert_version, current_audiences, find_pack, records
 from retention_ops.settings import REAL_MODES, TRIAL, Secrets, Settings
 from retention_ops.warehouse.seam import Warehouse
@@ -197,7 +196,7 @@ class Responder:
                     answer_id=row["answer_id"], incident_id=row["incident_id"], payload={
                         "subject": wording.title(alert) if alert["alert_flag"] else f"Retention: {row['payload']['event']} {day}",
                         "text": row["payload"].get("brief_markdown") or json.dumps(row["payload"]["metrics"], indent=1),
-                        "html": re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", f"cid:{CHART_FILE}", html) if alert["alert_flag"] else "",
+                        "html": with_cids(html, pack.folder) if pack and alert["alert_flag"] else "",
                     },
                 )
                 if ledger.get(connection, intent.key) is None:  # a pack built again words it differently; the first mail stands
@@ -252,7 +251,7 @@ class Responder:
         if row["kind"] in ("chart", "mail") and row["destination"] != "local":
             pack = find_pack(self.settings, day)
             if pack:
-                return Content(files={CHART_FILE: (pack.folder / CHART_FILE).read_bytes()})
+                return Content(files={name: (pack.folder / name).read_bytes() for name in _pictures(row) if (pack.folder / name).is_file()})
             if row["kind"] == "chart":
                 raise PackError(f"the Action Pack of {day} is gone, and its chart with it; `retention-ops run --date {day}` builds it")
         return Content()
@@ -489,6 +488,14 @@ class Responder:
         if ticket:
             plan.add("ticket", "comment", {"text": text}, ticket["key"])
         return plan.intents
+
+
+def _pictures(row: ledger.Row) -> list[str]:
+    """The pack's pictures that a message carries: the chart its payload names, or those its mail shows."""
+    if row["kind"] == "chart":
+        return [name for name in CHART_FILES if name == row["payload"].get("file", CHART_FILE)]
+    html = row["payload"].get("html")
+    return [name for name in CHART_FILES if f"cid:{name}" in html] if html else [CHART_FILE]
 
 
 def switched_off(row: ledger.Row) -> bool:

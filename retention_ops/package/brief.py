@@ -43,6 +43,8 @@ from retention_ops.settings import TRIAL, Settings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
 CHART_FILE = "at_risk_trend.png"
+RETURNING_FILE = "returning_customers.png"
+CHART_FILES = (CHART_FILE, RETURNING_FILE)
 TIERS = ("P1", "P2", "P3")
 
 
@@ -117,19 +119,46 @@ def render_slack(facts: BriefFacts, settings: Settings, *, chart_alt: str | None
 
 
 def render_html(
-    facts: BriefFacts, settings: Settings, *, chart_png: bytes | None = None, chart_cid: str | None = None
+    facts: BriefFacts, settings: Settings, *, chart_png: bytes | None = None, chart_cid: str | None = None,
+    returning_png: bytes | None = None,
 ) -> str:
     """The brief as a mail: one HTML document with inline styles.
 
     The chart is embedded as a data URI from `chart_png`; mail clients that block those get it with `chart_cid`, the
-    Content-ID of an attached image. With neither there is no image. Raises PackError.
+    Content-ID of an attached image. With neither there is no image. `returning_png`, the second rule's picture, is embedded
+    only where that rule flags the day: a mail stays small. Raises PackError.
     """
     source = ""
     if chart_cid:
         source = "cid:" + quote(chart_cid, safe="@.-_")
     elif chart_png:
-        source = "data:image/png;base64," + base64.b64encode(chart_png).decode("ascii")
-    return _render("html", facts, settings, chart_source=source).strip() + "\n"
+        source = _data_uri(chart_png)
+    short = row_of(facts.alert, SHORTFALL)
+    returning = _data_uri(returning_png) if returning_png and short and short["alert_flag"] else ""
+    return _render("html", facts, settings, chart_source=source, returning_source=returning).strip() + "\n"
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def with_cids(source: str, folder: Path) -> str:
+    """The mail of the pack in `folder` with its embedded pictures as `cid:<file name>`: known by their bytes, for a company's own
+    template may show them in another order, or only one. A picture that is none of the pack's is called the first chart's."""
+    for name in CHART_FILES:
+        if (folder / name).is_file():
+            source = source.replace(_data_uri((folder / name).read_bytes()), f"cid:{name}")
+    return _EMBEDDED.sub(f"cid:{CHART_FILE}", source)
+
+
+_EMBEDDED = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
+
+
+def drawn_shortfalls(shortfalls: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The second rule's rows that its picture shows: over the same days as the first one's; empty where none has a value."""
+    first = min((as_date(row["alert_date"]) for row in history), default=date.min)
+    rows = [row for row in shortfalls if as_date(row["alert_date"]) >= first]
+    return rows if any(_number(row["delta_relative_pct"]) is not None for row in rows) else []
 
 
 # --- safeguards ----------------------------------------------------------------------------------------------------------
@@ -271,6 +300,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
             for name, passed, sentence in facts.safeguards
         ],
         "chart_file": CHART_FILE,
+        "returning_chart": _returning_chart(drawn_shortfalls(facts.shortfalls, facts.history)),
     }
 
 
@@ -363,6 +393,14 @@ def _returning(row: dict[str, Any] | None) -> dict[str, Any] | None:
         "severity": row["severity"],
         "gate": _clean(row["gate"], 60) if row["gate"] else None,
     }
+
+
+def _returning_chart(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The second picture: its file, its days and its last value (% above or below what was due)."""
+    if not rows:
+        return None
+    return {"file": RETURNING_FILE, "from": as_date(rows[0]["alert_date"]), "to": as_date(rows[-1]["alert_date"]),
+            "last": _number(rows[-1]["delta_relative_pct"])}
 
 
 def _missing(missing: Missing | None) -> dict[str, Any] | None:
@@ -772,7 +810,7 @@ def _render(kind: str, facts: BriefFacts, settings: Settings, **extra: Any) -> s
     template = _template(kind, name, settings.templates_dir, template_fingerprint(settings))
     view = _view(facts)
     try:
-        return template.render({"brief": view, "chart_alt": None, "chart_source": "", **extra})
+        return template.render({"brief": view, "chart_alt": None, "chart_source": "", "returning_source": "", **extra})
     except Exception as error:
         # from None: the command line shows the innermost cause, and Jinja's own error has neither name nor line
         raise PackError(_template_message(error, name, settings.templates_dir)) from None

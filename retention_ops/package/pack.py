@@ -1,4 +1,4 @@
-"""The Action Pack of a date: brief, chart, audiences and a manifest, put in place as one.
+"""The Action Pack of a date: brief, charts, audiences and a manifest, put in place as one.
 
 `action_packs/<D>` is a symbolic link to the folder of the current build; replacing the link is atomic, so a reader
 finds the old pack or the new one, never a mixture. Files are readable by their owner only.
@@ -45,14 +45,16 @@ from retention_ops.package.audiences import (
 )
 from retention_ops.package.brief import (
     CHART_FILE,
+    RETURNING_FILE,
     BriefFacts,
+    drawn_shortfalls,
     render_html,
     render_markdown,
     render_slack,
     safeguards,
     template_fingerprint,
 )
-from retention_ops.package.chart import trend_chart
+from retention_ops.package.chart import returning_chart, trend_chart
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
@@ -315,12 +317,15 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         facts.history, warning_pct=settings.warning_pct, critical_pct=settings.critical_pct, shop_name=settings.shop_name,
         currency=facts.currency,
     )
+    shortfalls = drawn_shortfalls(facts.shortfalls, facts.history)
+    returning = returning_chart(shortfalls, settings.shop_name) if shortfalls else None
     severity = facts.alert["severity"]
     contents: dict[str, tuple[bytes, int]] = {  # name -> (bytes, rows)
         f"briefing_{severity}.md": (render_markdown(brief, settings).encode(), 1),
         "briefing.slack.json": (json.dumps(render_slack(brief, settings), indent=1, ensure_ascii=False).encode(), 1),
-        "briefing.html": (render_html(brief, settings, chart_png=chart).encode(), 1),
+        "briefing.html": (render_html(brief, settings, chart_png=chart, returning_png=returning).encode(), 1),
         CHART_FILE: (chart, len(facts.history)),
+        **({RETURNING_FILE: (returning, len(shortfalls))} if returning else {}),
         **{audience.file: (audience.csv.encode(), audience.rows) for audience in audiences.values()},
     }
     manifest = {

@@ -6,7 +6,6 @@ One DuckDB lives as long as the server; every call takes a cursor of its own. No
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
@@ -20,6 +19,7 @@ from retention_ops.errors import PackError, SettingsError
 from retention_ops.execute.asked import CALLER_TAG, DATE_TAG
 from retention_ops.execute.destinations.dagster import Dagster, Run
 from retention_ops.execute.destinations.seam import DestinationError
+from retention_ops.package.brief import with_cids
 from retention_ops.package.pack import Pack, find_pack, pack_days, plain
 from retention_ops.serve.answers import (
     AlertDecision,
@@ -36,7 +36,7 @@ from retention_ops.serve.refusal import Refused, quoted
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import connection_config
-from retention_ops.warehouse.dialect import parquet_scan
+from retention_ops.warehouse.dialect import declared_scan, parquet_scan
 from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.lake import Lake
 
@@ -46,7 +46,6 @@ BRIEF_CHARACTERS = 12_000
 STATUSES = ("ACTIVE", "AT_RISK", "INACTIVE")
 LEVELS = ("HIGH", "MEDIUM", "LOW")
 TIERS = ("P1", "P2", "P3")
-_IMAGE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
 
 
 class Reader:
@@ -104,7 +103,7 @@ class Reader:
 
     def _from(self, table: str, *days: date, options: str = "") -> str:
         """Exactly these partitions, never a view over all of them."""
-        return parquet_scan(*(self.lake.path(table, day) for day in days), options=options)
+        return declared_scan(TABLES[table], *(self.lake.path(table, day) for day in days), options=options)
 
     def _read(self, table: str, day: date) -> list[dict[str, Any]]:
         return self._rows(f"SELECT * FROM {self._from(table, day)}")
@@ -244,7 +243,7 @@ class Reader:
             text = (pack.folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise Refused(f"The Action Pack of {pack.day} has lost {name}.", "", f'build_priority_queue(date="{pack.day}")') from None
-        return _IMAGE.sub("cid:at_risk_trend.png", text) if format == "email" else text
+        return with_cids(text, pack.folder) if format == "email" else text
 
     def brief(self, day: date, format: str, offset: int) -> Brief:
         pack = self.pack(day)

@@ -54,6 +54,9 @@ def test_a_shortfall_alone_is_answered_like_any_alert(short):
     message = short.world.slack.arrived[0]["payload"]
     assert alert["sentence"] in message["text"] and alert["sentence"].startswith("35 customers were due back in 14 days, 26 came: -27 %")
     assert short.world.jira.arrived[0]["payload"]["title"] == "Retention WARNING: returning customers -27 % on 2024-02-14"
+    (picture,) = [arrived for arrived in short.world.slack.arrived if arrived["kind"] == "chart"]
+    assert picture["files"] == ["returning_customers.png"] and picture["payload"]["title"] == f"Returning customers to {FLAGGED}"
+    assert (find_pack(short.settings, FLAGGED).folder / "briefing.html").read_text().count("data:image/png") == 2
     (incident,) = incidents.find(short.engine)
     assert incident["frozen_baseline"] == pytest.approx(100 * alert["level"]) and incident["frozen_warning_pct"] < 0
 

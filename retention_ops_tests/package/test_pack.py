@@ -56,7 +56,7 @@ def test_a_pack_names_every_file_with_its_hash_and_rows(small_lake):
     pack = build(small_lake)
     verify(pack)
     assert set(pack.manifest["files"]) == {
-        "briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png",
+        "briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png", "returning_customers.png",
         *(f"audience_{tier}_{D}.csv" for tier in ("P1", "P2", "P3")),
     }
     for tier in ("P1", "P2", "P3"):

@@ -253,3 +253,18 @@ def test_moving_the_home_rebuilds_the_views(small_lake, tmp_path):
     lake.refresh_views()
     with duckdb.connect(str(lake.views_path), read_only=True) as connection:
         assert connection.execute("SELECT COUNT(*) FROM retention_daily").fetchall() == [(1,)]
+
+
+def test_partitions_from_before_a_column_was_declared_are_read_with_nulls(tmp_path):
+    """Alone and beside a new one: the declared columns, in their order and types."""
+    lake = Lake(settings_for(tmp_path))
+    declared, days = TABLES["alert_logic"], (date(2024, 2, 1), date(2024, 2, 2))
+    values = {"STRING": "'x'", "DATE": "DATE '2024-02-01'", "INT64": "1", "FLOAT64": "1.5", "BOOL": "true"}
+    for day, columns in zip(days, (declared.columns[:14], declared.columns), strict=True):
+        lake.path("alert_logic", day).parent.mkdir(parents=True)
+        row = ", ".join(f"CAST({values[c.type]} AS {DUCKDB_TYPES[c.type]}) AS {c.name}" for c in columns)
+        duckdb.sql(f"COPY (SELECT {row}) TO '{lake.path('alert_logic', day)}' (FORMAT parquet)")
+    old, mixed = lake.read("alert_logic", days[0]), lake.read_range("alert_logic", *days)
+    assert list(old.columns) == list(mixed.columns) == declared.column_names
+    assert old["sentence"].isna().all() and sorted(mixed["score"].isna()) == [False, True]
+    assert dict(old.dtypes) == dict(mixed.dtypes)
