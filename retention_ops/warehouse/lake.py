@@ -202,9 +202,8 @@ class Lake(Warehouse):
                 known = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {newest}").fetchall()}
         except duckdb.Error:  # damaged: who asks for that date is told
             known = set(table.column_names)
-        return ", ".join(
-            column.name if column.name in known else f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS {column.name}" for column in table.columns
-        )
+        missing = {column.name: f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS " for column in table.columns if column.name not in known}
+        return ", ".join(f"{missing.get(name, '')}{name}" for name in table.column_names)
 
 
 def _read_marker(path: Path) -> object:

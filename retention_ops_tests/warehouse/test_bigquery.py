@@ -19,11 +19,14 @@ import pandas as pd
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.api_core import exceptions
+from google.cloud import bigquery
 from google.cloud.bigquery import client as client_module
 
 from retention_ops.commands import shared
 from retention_ops.commands.estimate import show_estimate
 from retention_ops.detect import in_bigquery
+from retention_ops.detect.alerts import DETAILS
 from retention_ops.detect.compute import PRIORITY_ORDER, closures_between, table_for, workspace
 from retention_ops.detect.in_bigquery import BETWEEN, estimates
 from retention_ops.errors import InputRefused, SettingsError, UsageError, WarehouseError
@@ -582,3 +585,36 @@ def test_the_lake_needs_no_client_of_google(tmp_path):
 
 def test_settings_address_the_server(server):
     assert load_settings(**addressed(server)).warehouse == "bigquery"
+
+
+def test_a_table_of_an_older_version_gets_the_columns_it_lacks(server, warehouse):
+    """What was there stays readable, with nulls; the next write fills them."""
+    def stored(lake):
+        with workspace(lake) as space:
+            space.build("alert_logic", D)
+            lake.write(space.connection, "alert_logic", D, space.provenance, where=f"alert_date = DATE '{D}'")
+
+    stored(warehouse)
+    resource = server.tables[server.dataset, "alert_logic"]
+    resource["schema"]["fields"] = [item for item in resource["schema"]["fields"] if item["name"] not in DETAILS]
+    for name in DETAILS:
+        server._duck.execute(f'ALTER TABLE "{server.dataset}"."alert_logic" DROP COLUMN "{name}"')
+    again = on_bigquery(server, warehouse.settings)
+    with workspace(again):
+        old = again.read("alert_logic", D)
+    assert len(old) == 2 and old["sentence"].isna().all() and list(old.columns) == TABLES["alert_logic"].column_names
+    stored(again)
+    assert again.read("alert_logic", D)["score"].notna().sum() == 1
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (lambda fields: fields[1:], "is missing in new schema"),
+    (lambda fields: [*fields, bigquery.SchemaField("more", "STRING", mode="REQUIRED")], "Cannot add required fields"),
+    (lambda fields: [bigquery.SchemaField(fields[0].name, "STRING"), *fields[1:]], "has changed type"),
+])
+def test_the_fake_refuses_schema_changes_that_bigquery_refuses(warehouse, change, why):
+    with workspace(warehouse):
+        table = warehouse.jobs.client.get_table(warehouse.reference("alert_logic"))
+    table.schema = change(list(table.schema))
+    with pytest.raises(exceptions.BadRequest, match=why):
+        warehouse.jobs.client.update_table(table, ["schema"], retry=None)

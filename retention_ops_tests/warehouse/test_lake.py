@@ -264,6 +264,10 @@ def test_partitions_from_before_a_column_was_declared_are_read_with_nulls(tmp_pa
         lake.path("alert_logic", day).parent.mkdir(parents=True)
         row = ", ".join(f"CAST({values[c.type]} AS {DUCKDB_TYPES[c.type]}) AS {c.name}" for c in columns)
         duckdb.sql(f"COPY (SELECT {row}) TO '{lake.path('alert_logic', day)}' (FORMAT parquet)")
+        lake.refresh_views()
+        with duckdb.connect(str(lake.views_path), read_only=True) as connection:
+            seen = connection.execute("SELECT day, alert_type, score, day_alone FROM alert_logic ORDER BY day").fetchall()
+        assert seen == [(days[0], "x", None, None), (days[1], "x", 1.5, True)][:len(seen)] and seen[-1][0] == day
     old, mixed = lake.read("alert_logic", days[0]), lake.read_range("alert_logic", *days)
     assert list(old.columns) == list(mixed.columns) == declared.column_names
     assert old["sentence"].isna().all() and sorted(mixed["score"].isna()) == [False, True]
