@@ -315,7 +315,8 @@ def test_the_first_gate_in_the_contracts_order_holds_the_alert_back(
 
 def test_no_customer_on_one_of_the_seven_days_leaves_no_baseline(tmp_path: Path):
     lake = lake_with(shop({"a": [(7, 100)], "b": [(0, 100)]}), tmp_path)
-    rows = plain_rows(alert_history(lake, ago(8), D)[["alert_date", "baseline_value", "current_value"]])
+    history = of_rule(FIRST_RULE, alert_history(lake, ago(8), D))
+    rows = plain_rows(history[["alert_date", "baseline_value", "current_value"]])
     assert rows == [(ago(8), None, None), *((ago(day), None, 0.0) for day in range(7, 0, -1)), (D, 0.0, 0.0)]
 
 
