@@ -10,7 +10,7 @@ import hashlib
 import json
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -18,8 +18,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retention_ops.errors import SettingsError
 
+if TYPE_CHECKING:
+    from retention_ops.detect.closures import Closure
+
 PROFILES = {"standard": (30, 90), "fast_fashion": (15, 45), "luxury": (60, 180)}
 """profile -> (active_days, at_risk_days)"""
+
+
+TRIAL = "trial"
+"""what a rule answers in while the mode is live and the rule is still in its pilot period; no mode that can be set"""
+TEST_MODES = ("pilot", TRIAL)
+"""modes that send to the test targets"""
+REAL_MODES = ("pilot", TRIAL, "live")
+"""modes in which something really leaves"""
 
 
 class Settings(BaseSettings):
@@ -60,6 +71,10 @@ class Settings(BaseSettings):
     currency: str = Field("EUR", description="ISO code for order files that name none", pattern=r"^[A-Z]{3}$")
     start_date: date | None = Field(None, description="first partition; default: the first order_date")
     schedule_time: str = Field("06:00", description="daily run, hh:mm in shop_timezone", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    holiday_country: str = Field(
+        "", description="ISO 3166 code whose public holidays may be days without trade, e.g. DE or GB-ENG; empty: no public holidays",
+    )
+    closures_file: Path | None = Field(None, description="csv from,to,reason: planned closures, both dates included; to empty: one day")
     max_order_amount: int = Field(10_000_000, description="an order above this many currency units is refused", gt=0)
 
     # retention status
@@ -81,6 +96,15 @@ class Settings(BaseSettings):
     # macro alert
     warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0, allow_inf_nan=False)
     critical_pct: float = Field(25.0, description="CRITICAL likewise, in %", gt=0, allow_inf_nan=False)
+    shortfall_warning: float = Field(
+        3.0, description="WARNING when fewer customers return than are due by this many times the noise", gt=0, allow_inf_nan=False,
+    )
+    shortfall_critical: float = Field(4.5, description="CRITICAL likewise", gt=0, allow_inf_nan=False)
+    min_due: int = Field(20, description="customers due back in a window before it is judged", ge=1)
+    shortfall_response: bool = Field(True, description="answer shortfalls of returning customers; their rows and flags are computed anyway")
+    shortfall_pilot_days: int = Field(
+        14, description="in live: days after its first morning in which a shortfall alone is answered as in pilot; 0: none", ge=0,
+    )
     min_sample: int = Field(100, description="customers needed before the alert may fire", ge=0)
 
     # priority queue
@@ -184,6 +208,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not an IANA time zone such as Europe/London") from error
         return value
 
+    @field_validator("holiday_country")
+    @classmethod
+    def _known_country(cls, value: str) -> str:
+        if value:
+            from retention_ops.detect.closures import check_country  # the library is read only where it is wanted
+
+            check_country(value)
+        return value
+
     @model_validator(mode="after")
     def _order(self) -> Settings:
         if self.active_limit >= self.at_risk_limit:
@@ -193,6 +226,8 @@ class Settings(BaseSettings):
             raise ValueError("warehouse=bigquery needs " + ", ".join(f"RETENTION_OPS_BIGQUERY_{name.upper()}" for name in missing))
         if self.warning_pct >= self.critical_pct:
             raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
+        if self.shortfall_warning >= self.shortfall_critical:
+            raise ValueError(f"shortfall_warning ({self.shortfall_warning}) must be below shortfall_critical ({self.shortfall_critical})")
         if self.medium_risk_score > self.high_risk_score:
             raise ValueError("medium_risk_score must not exceed high_risk_score")
         if self.personal_revenue > self.vip_revenue:
@@ -210,9 +245,9 @@ class Settings(BaseSettings):
         return self.at_risk_days or PROFILES[self.profile][1]
 
     def target(self, name: str, mode: str) -> str:
-        """The setting `name` as `mode` uses it: pilot keeps to the test channel, project and spreadsheet."""
+        """The setting `name` as `mode` uses it: pilot and trial keep to the test channel, project and spreadsheet."""
         group, _, what = name.partition("_")
-        return getattr(self, f"{group}_test_{what}" if mode == "pilot" else name)
+        return getattr(self, f"{group}_test_{what}" if mode in TEST_MODES else name)
 
     @property
     def packs(self) -> Path:
@@ -239,6 +274,9 @@ class Settings(BaseSettings):
             "warning_pct": float(self.warning_pct),
             "critical_pct": float(self.critical_pct),
             "min_sample": self.min_sample,
+            "shortfall_warning": float(self.shortfall_warning),
+            "shortfall_critical": float(self.shortfall_critical),
+            "min_due": self.min_due,
             "p1_needs_median_revenue": self.p1_min_revenue == "median",
             "vip_revenue_cents": self.vip_revenue * 100,
             "personal_revenue_cents": self.personal_revenue * 100,
@@ -250,9 +288,17 @@ class Settings(BaseSettings):
             "value_proxy_pct": self.value_proxy_pct,
         }
 
-    def rules_sha256(self) -> str:
-        """Identifies the rules in force: same hash, same meaning of every table."""
-        text = json.dumps(self.rule_parameters(), sort_keys=True, separators=(",", ":"))
+    def rules_sha256(self, closures: tuple[Closure, ...] | None = None) -> str:
+        """Identifies the rules in force: same hash, same meaning of every table.
+
+        The calendar is one of them: `closures` as they were read already, else those of the file now. Raises what reading it raises.
+        """
+        rules = self.rule_parameters()
+        if self.holiday_country or self.closures_file:
+            from retention_ops.detect.closures import identity, planned_closures
+
+            rules |= identity(self, planned_closures(self) if closures is None else closures)
+        text = json.dumps(rules, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

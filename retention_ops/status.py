@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from retention_ops.clock import Clock, system_clock
+from retention_ops.detect.alerts import alerts_by_day, answered_rules
 from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.door import HALTED
-from retention_ops.execute.gate import ARMED
+from retention_ops.execute.gate import ARMED, ARMED_SHORTFALL
 from retention_ops.log import runs
 from retention_ops.log.database import actions, ops_database, ops_events
-from retention_ops.log.exposures import REAL_MODES
 from retention_ops.package.audiences import TIERS, safe_text
 from retention_ops.package.pack import Pack, find_pack, no_contact, pack_days, records
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, Settings
 from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.freshness import Changes, freshness
 from retention_ops.warehouse.seam import Warehouse
@@ -32,10 +33,12 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
     lake, packs = open_warehouse(settings), _packs(settings)
     orders, customers = lake.orders(), lake.customers()
     built = lake.days("alert_logic")
-    recent = records(lake.read_range("alert_logic", built[-RECENT:][0], built[-1])) if built else []
+    stored = records(lake.read_range("alert_logic", built[-RECENT:][0], built[-1])) if built else []
+    recent = list(alerts_by_day(stored, answered_rules(settings)).values())
     facts: dict[str, Any] = {
         "home": settings.home,
         "mode": settings.mode,
+        "today": clock().astimezone(ZoneInfo(settings.shop_timezone)).date(),
         "orders": orders,
         "complete_through": orders.complete_through if orders else None,
         "customers": customers.customers if customers else None,
@@ -45,7 +48,7 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
         "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "duplicates": [], "halted": None,
-        "armed": None, "precision": None,
+        "armed": None, "shortfall_pilot_until": None, "precision": None,
         "packs_with_opted_out": packs_with_opted_out(lake, packs),
         "stale_packs": stale_packs(lake, packs),
     }
@@ -53,7 +56,7 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
     facts |= {"stale_dates": fresh.stale, "other_rules_dates": fresh.other_rules}
     if orders:
         with ops_database(settings) as engine:
-            facts |= _answers(engine, recent) | _response(engine, clock())
+            facts |= _answers(engine, recent) | _response(engine, settings, clock())
         facts |= _runs(lake, built)
     return facts | {"next": _next(facts)}
 
@@ -99,9 +102,9 @@ def _failed(log: list[dict[str, Any]]) -> list[date]:
     return list(failed)
 
 
-def _response(engine: Engine, now: datetime) -> dict[str, Any]:
+def _response(engine: Engine, settings: Settings, now: datetime) -> dict[str, Any]:
     """What is going on, what waits for a person, the switches, and how often the alarm was right."""
-    halted, armed = ledger.read_state(engine, HALTED), ledger.read_state(engine, ARMED)
+    halted, armed, begun = (ledger.read_state(engine, name) for name in (HALTED, ARMED, ARMED_SHORTFALL))
     trouble = ledger.find(engine, state=(ledger.NEEDS_HUMAN, ledger.FAILED, ledger.UNKNOWN))
     return {
         "open_incidents": [
@@ -117,6 +120,7 @@ def _response(engine: Engine, now: datetime) -> dict[str, Any]:
         "duplicates": duplicates(engine),
         "halted": {name: halted[name] for name in ("by", "why", "at")} if halted and halted["value"] == "yes" else None,
         "armed": armed["value"] if armed else None,
+        "shortfall_pilot_until": date.fromisoformat(begun["value"]) + timedelta(days=settings.shortfall_pilot_days) if begun else None,
         "precision": incidents.precision(engine),
     }
 

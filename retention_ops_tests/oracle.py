@@ -29,6 +29,9 @@ STATUSES = ("ACTIVE", "AT_RISK", "INACTIVE")
 ATTRIBUTES = ("country", "segment", "loyalty_tier", "acquisition_channel", "signup_date")
 TIER_BASE = {"P1": 70, "P2": 50, "P3": 30}
 BASELINE_DAYS = 7
+FIRST_RULE, SECOND_RULE = "retention_status_degradation", "returning_customers_shortfall"
+DETAILS = 10
+"""last columns of an alert, of which only the second rule has values"""
 
 
 # ---------------------------------------------------------------------------------------------------------------- facts
@@ -287,7 +290,7 @@ def alert_logic(orders: pd.DataFrame, d: date, complete_through: date | None, se
 
 def alert_history(orders: pd.DataFrame, from_day: date, to_day: date, complete_through: date | None,
                   settings: Settings) -> pd.DataFrame:
-    """alert_logic of every date from `from_day` to `to_day`."""
+    """alert_logic of every date from `from_day` to `to_day`: the rows of its first rule; those of the second: oracle_returning.py."""
     counts = {day: status_counts(orders, day, settings) for day in dates(from_day - timedelta(BASELINE_DAYS), to_day)}
     first = min(orders["order_date"], default=None)
     rows = [_alert_row(day, counts, first, complete_through, settings) for day in dates(from_day, to_day)]
@@ -303,8 +306,9 @@ def _alert_row(d: date, counts: dict[date, tuple[int, int, int]], first: date | 
     relative = relative_change(current, baseline)
     gate = gate_of(d, first, complete_through, baseline, sample, settings)
     severity = severity_of(relative, settings) if gate is None else "INFO"
-    return (d, "retention_status_degradation", "global", "at_risk_pct", current, baseline, change, relative,
-            float(settings.warning_pct), float(settings.critical_pct), severity, severity != "INFO", sample, gate)
+    return (d, FIRST_RULE, "global", "at_risk_pct", current, baseline, change, relative,
+            float(settings.warning_pct), float(settings.critical_pct), severity, severity != "INFO", sample, gate,
+            *[None] * DETAILS)
 
 
 def baseline_of(lags: Sequence[float | None]) -> float | None:
@@ -347,6 +351,11 @@ def severity_of(relative: float, settings: Settings) -> str:
 def dates(from_day: date, to_day: date) -> list[date]:
     """Every date from `from_day` to `to_day`, both included."""
     return [from_day + timedelta(step) for step in range((to_day - from_day).days + 1)]
+
+
+def of_rule(rule: str, alerts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one of the two rules of alert_logic."""
+    return alerts[[kind == rule for kind in alerts["alert_type"]]].reset_index(drop=True)
 
 
 def columns_of(table: str) -> list[str]:

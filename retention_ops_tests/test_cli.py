@@ -176,7 +176,8 @@ def test_a_busy_port_is_named_before_anything_starts(shop_home):
 def test_alerts_as_json_and_as_a_table(shop_home):
     first, last = LAST_DAY - timedelta(2), LAST_DAY
     rows = json.loads(cli("alerts", "--from", first, "--to", last, "--json", home=shop_home).stdout)
-    assert [row["alert_date"] for row in rows] == [(first + timedelta(offset)).isoformat() for offset in range(3)]
+    assert [row["alert_date"] for row in rows] == [(first + timedelta(offset // 2)).isoformat() for offset in range(6)]
+    assert len({row["alert_type"] for row in rows}) == 2
     table = cli("alerts", "--from", LAST_DAY - timedelta(9), "--to", last, home=shop_home).stdout
     assert last.isoformat() in table and "2 of 10 dates not built" in table and "backfill --from" in table
 
@@ -242,8 +243,8 @@ def test_the_demo_tells_its_story(tmp_path):
     pack = tmp_path / "home" / "demo" / "action_packs" / "2026-06-30"
     names = {path.name for path in pack.iterdir()}
     assert names == {
-        "briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "manifest.json", "ops_run_log.json",
-        "outbox", *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))}
+        "briefing_CRITICAL.md", "briefing.html", "briefing.slack.json", "at_risk_trend.png", "returning_customers.png", "manifest.json",
+        "ops_run_log.json", "outbox", *(f"audience_{tier}_2026-06-30.csv" for tier in ("P1", "P2", "P3"))}
     again = cli("demo", "--customers", 2000, "--days", 10, home=tmp_path / "home")
     assert again.returncode == 0 and "already answered" in again.stdout
 

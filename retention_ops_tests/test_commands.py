@@ -33,7 +33,7 @@ SETTINGS = {"mode": "live", "min_sample": "10", "approval_above": "0", "owner": 
 COMMANDS = [
     "actions list", "actions show", "actions retry", "actions cancel", "actions resolve", "actions approve", "actions refuse",
     "actions work", "actions halt", "actions resume", "actions preview", "incidents list", "incidents show", "incidents ack",
-    "incidents snooze", "incidents close", "audit verify", "audit show", "doctor",
+    "incidents snooze", "incidents close", "audit verify", "audit show", "doctor", "closures",
 ]
 SECRETS = ("RETENTION_OPS_SLACK_TOKEN", "RETENTION_OPS_TICKET_TOKEN", "RETENTION_OPS_GOOGLE_CREDENTIALS", "RETENTION_OPS_WEBHOOK_URL",
            "RETENTION_OPS_WEBHOOK_SECRET")

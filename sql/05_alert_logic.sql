@@ -1,5 +1,7 @@
--- alert_logic: is the share of AT_RISK customers unusually high? Today against the mean of the 7 previous days.
--- Reads retention_daily from 7 days before @from_date; returns one row for each day from @from_date to @to_date.
+-- alert_logic: the alerts of each day from @from_date to @to_date, a row for each rule.
+-- 'retention_status_degradation': is the share of AT_RISK customers unusually high? Today against the mean of the 7 previous days.
+-- Reads retention_daily from 7 days before @from_date.
+-- 'returning_customers_shortfall': do the customers come back who are due? What 05_returning_customers.sql says.
 -- The seven days are added one by one, in a fixed order, so that a single day and a year give the same last digit.
 WITH history AS (
   SELECT
@@ -75,5 +77,42 @@ SELECT
   severity,
   severity <> 'INFO' AS alert_flag,
   customers AS sample_size,
-  gate
+  gate,
+  CAST(NULL AS INT64) AS window_days,
+  CAST(NULL AS INT64) AS observed,
+  CAST(NULL AS FLOAT64) AS expected,
+  CAST(NULL AS FLOAT64) AS expected_low,
+  CAST(NULL AS FLOAT64) AS expected_high,
+  CAST(NULL AS FLOAT64) AS overdispersion,
+  CAST(NULL AS FLOAT64) AS score,
+  CAST(NULL AS FLOAT64) AS level,
+  CAST(NULL AS BOOL) AS day_alone,
+  CAST(NULL AS STRING) AS sentence
 FROM judged
+UNION ALL
+SELECT
+  alert_date,
+  alert_type,
+  scope,
+  metric_name,
+  current_value,
+  baseline_value,
+  delta_pct,
+  delta_relative_pct,
+  threshold_warning,
+  threshold_critical,
+  severity,
+  alert_flag,
+  sample_size,
+  gate,
+  window_days,
+  observed,
+  expected,
+  expected_low,
+  expected_high,
+  overdispersion,
+  score,
+  level,
+  day_alone,
+  sentence
+FROM returning_customers

@@ -15,6 +15,7 @@ from retention_ops.commands.shared import Json, count, say, say_next
 from retention_ops.errors import UsageError
 
 app = typer.Typer()
+RULE_NAMES = {"retention_status_degradation": "AT_RISK %", "returning_customers_shortfall": "returning"}
 
 
 @app.command(epilog="Examples:\n\n  retention-ops alerts --from 2026-06-01 --to 2026-06-30\n\n"
@@ -35,14 +36,16 @@ def alerts(
         shared.print_json(rows)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    numbers = ("AT_RISK %", "baseline", "change %", "customers")
-    for name in ("date", "severity", *numbers, "held back by"):
+    numbers = ("value", "baseline", "change %")
+    for name in ("date", "rule", "severity", *numbers, "held back by"):
         table.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
     for row in rows:
         number = [f"{row[name]:.2f}" if row[name] is not None else "" for name in ("current_value", "baseline_value", "delta_relative_pct")]
-        table.add_row(row["alert_date"], shared.severity(row["severity"]), *number, f"{row['sample_size']:,}", row["gate"] or "")
+        table.add_row(row["alert_date"], RULE_NAMES.get(row["alert_type"], row["alert_type"]), shared.severity(row["severity"]), *number,
+                      row["gate"] or "")
     shared.out.print(table)
-    missing = (last - first).days + 1 - len(rows)
+    say("AT_RISK %: the share against the mean of the 7 days before. returning: customers who came back against how many were due.")
+    missing = (last - first).days + 1 - len({row["alert_date"] for row in rows})
     if missing:
         say(f"{missing} of {count((last - first).days + 1, 'date')} not built.")
         orders = shared.lake(settings).orders()

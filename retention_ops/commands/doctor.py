@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from retention_ops.clock import system_clock
 from retention_ops.commands import shared
-from retention_ops.commands.shared import MARKS, Json, examples, moment, say, say_next
+from retention_ops.commands.shared import MARKS, Json, count, examples, moment, say, say_next
 from retention_ops.errors import RetentionOpsError
 from retention_ops.settings import Secrets, Settings
 
@@ -83,6 +83,7 @@ def _installation(settings: Settings) -> Iterator[Any]:
     yield from _people(settings)
     yield from _secrets_in_env_file()
     yield _lists(settings)
+    yield _calendar(settings)
     yield _clock(settings)
 
 
@@ -188,6 +189,26 @@ def _lists(settings: Settings) -> Any:
     return _finding("lists", True, f"{asks}; {settings.holdout_pct} % held out in live; nobody twice in "
                     f"{settings.handover_cooldown_days} days; at most {settings.max_messages_per_day} actions per destination and "
                     f"{settings.max_incidents_per_day} incidents in 24 hours")
+
+
+def _calendar(settings: Settings) -> Any:
+    """Which days may be days without trade."""
+    from retention_ops.detect.closures import planned_closures, public_holidays
+
+    try:
+        closures = planned_closures(settings)
+    except RetentionOpsError as error:
+        return _finding("calendar", False, str(error), "correct the file, then see `retention-ops closures`")
+    if not settings.holiday_country and not settings.closures_file:
+        return _finding("calendar", None, "no public holidays, no planned closures: a day on which the shop was shut looks like an outage",
+                        "set RETENTION_OPS_HOLIDAY_COUNTRY, such as GB-ENG, or RETENTION_OPS_CLOSURES_FILE")
+    year = system_clock().astimezone(ZoneInfo(settings.shop_timezone)).year
+    country = settings.holiday_country
+    holidays = len([day for day in public_holidays(country) if day.year == year])
+    known = f"{count(holidays, 'public holiday')} of {country} in {year}" if country else "no public holidays"
+    planned = (f"{count(len(closures), 'planned closure')}, {count(sum(len(closure.days) for closure in closures), 'day')}, in "
+               f"{settings.closures_file}" if settings.closures_file else "no planned closures")
+    return _finding("calendar", True, f"{known}; {planned}")
 
 
 def _clock(settings: Settings) -> Any:

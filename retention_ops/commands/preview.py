@@ -40,7 +40,7 @@ def preview(
         raise NoOrders(f"there is nothing in {settings.home} yet; `retention-ops ingest FILE --preset orders` comes first")
     mode = mode or (settings.mode if settings.mode in ("pilot", "live") else "live")
     with _scratch(settings, mode) as (scratch, engine):
-        decision, intents = actions.responder(scratch, engine, writes=False).preview(day)
+        decision, intents = actions.responder(scratch, engine, writes=False).on(day).preview(day)
     rows = [_row(intent) for intent in intents]
     if as_json:
         shared.print_json({"date": day, "mode": mode, "decision": decision, "actions": rows})

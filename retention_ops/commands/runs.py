@@ -82,16 +82,19 @@ def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> di
 
 
 def _rises(alert: dict[str, Any]) -> bool:
-    """The increase alone would have been an alarm, before any safeguard."""
-    return alert["delta_relative_pct"] is not None and round(alert["delta_relative_pct"], 9) >= alert["threshold_warning"]
+    """The change alone would have been an alarm, before any safeguard."""
+    change, limit = alert["delta_relative_pct"], alert["threshold_warning"]
+    return change is not None and limit is not None and (round(change, 9) >= limit if limit > 0 else round(change, 9) <= round(limit, 9))
 
 
 def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[str, Any]:
+    from retention_ops.detect.alerts import alerts_by_day, answered_rules
     from retention_ops.log import runs
     from retention_ops.log.database import ops_database
     from retention_ops.package.pack import find_pack, records
 
-    alerts = records(shared.lake(settings).read_range("alert_logic", first, last))
+    rows = records(shared.lake(settings).read_range("alert_logic", first, last))
+    alerts = list(alerts_by_day(rows, answered_rules(settings)).values())
     pack = find_pack(settings, last)
     with ops_database(settings) as engine:
         log = [row for row in runs.rows(engine, first=first, last=last) if row["run_id"] == run_id]
@@ -112,12 +115,15 @@ def _summary(settings: Settings, first: date, last: date, run_id: str) -> dict[s
 
 
 def _show_run(summary: dict[str, Any], settings: Settings) -> None:
+    from retention_ops.execute import wording
+
     alert, last, counts, left_out = summary["alert"], summary["to"], summary["handed_over"], summary["left_out"]
     if summary["dates"] > 1:
         say(_range_sentence(summary))
         for row in [row for row in summary["flagged"] if row["alert_date"] != last.isoformat()][-10:]:
-            say(f"  {row['alert_date']}  {shared.severity(row['severity'])}  {_reading(row)}")
-    say(f"{last}  {shared.severity(alert['severity'])}  {_reading(alert)}" + (f"  held back: {alert['gate']}" if alert["gate"] else ""))
+            say(f"  {row['alert_date']}  {shared.severity(row['severity'])}  {wording.reading(row)}")
+    held = f"  held back: {alert['gate']}" if alert["gate"] else ""
+    say(f"{last}  {shared.severity(alert['severity'])}  {wording.reading(alert)}{held}")
     say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)"
         + (f"; left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items())}" if left_out else ""))
     for row in summary["log"]:
@@ -140,15 +146,6 @@ def _range_sentence(summary: dict[str, Any]) -> str:
         held = ", ".join(f"{count:,} by {gate}" for gate, count in summary["gates"].items())
         text += f"; held back by a safeguard: {held} ({summary['silenced']:,} of these would have alarmed)"
     return text + "."
-
-
-def _reading(row: dict[str, Any]) -> str:
-    if row["current_value"] is None:
-        return "no customers yet"
-    text = f"AT_RISK {row['current_value']:.1f} %"
-    if row["delta_relative_pct"] is not None:
-        text += f", {row['delta_relative_pct']:+.1f} % against the 7 days before ({row['baseline_value']:.1f} %)"
-    return text
 
 
 @app.command(epilog="Examples:\n\n  retention-ops demo\n\n  retention-ops demo --customers 50000 --seed 3")

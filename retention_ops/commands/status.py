@@ -44,6 +44,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "mode", facts["mode"] + (" (nothing leaves this machine)" if facts["mode"] in ("off", "shadow") else "")
     if facts["armed"]:
         yield "answers since", f"{facts['armed']} (flagged dates before it are history)"
+    if facts["mode"] == "live" and facts["shortfall_pilot_until"] and facts["shortfall_pilot_until"] > facts["today"]:
+        yield "pilot period", f"shortfalls go to the test targets until {facts['shortfall_pilot_until']} (shortfall_pilot_days)"
     yield "last run", _last_run(run) if run else "none yet"
     yield "last answer", (f"{answer['alert_date']} {answer['severity']}, {answer['status']}, {answer['run_timestamp']:%Y-%m-%d %H:%M} UTC"
                           if answer else "none yet")

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from retention_ops.detect.alerts import AT_RISK, SHORTFALL
 from retention_ops.detect.compute import Workspace
 from retention_ops.orchestration import (
     CheckTally,
@@ -43,8 +44,15 @@ def _daily(space: Workspace) -> dict:
 
 
 def _alert(space: Workspace) -> dict:
+    def of(rule: str, column: str) -> str:
+        return f"MAX(CASE WHEN alert_type = '{rule}' THEN {column} END)"
+
     names = ("severity", "alert_flag", "gate", "current_value", "baseline_value", "delta_pct", "delta_relative_pct", "sample_size")
-    return by_day(space, "alert_logic", **{name: f"any_value({name})" for name in names})
+    shortfall = ("severity", "gate", "sentence", "observed", "expected", "expected_low", "score", "window_days")
+    return by_day(
+        space, "alert_logic", **{name: of(AT_RISK, name) for name in names},
+        **{f"returning_{name}": of(SHORTFALL, name) for name in shortfall},
+    )
 
 
 def day_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:

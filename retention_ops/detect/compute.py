@@ -15,9 +15,10 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay, calendar, planned_closures
 from retention_ops.errors import NoOrders
-from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.dialect import no_rows, parquet_scan
+from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, RELATIONS, TABLES
+from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
 from retention_ops.warehouse.seam import Warehouse
@@ -31,6 +32,11 @@ INPUT = {
 """table -> the per-day table it reads; base_customers, retention_daily and cohorts read customer_days"""
 
 BASELINE_DAYS = 7
+DUE_DAYS = 386
+"""days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, the longest window
+of 14, and the day before"""
+COMPARED_DAYS = 56
+"""days before a holiday with which closed_days compares it"""
 BATCH_ROWS, BATCH_DAYS = 500_000, 31
 """most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
@@ -47,6 +53,9 @@ class Workspace:
         self.orders = orders
         self.settings = lake.settings
         self.customers = lake.customers()
+        # read once: the rows and what they are said to be made from must agree
+        self.closures = planned_closures(self.settings)
+        self._rules_sha256 = self.settings.rules_sha256(self.closures)
         self._built: dict[str, tuple] = {}
 
     @property
@@ -55,7 +64,7 @@ class Workspace:
         return {
             "orders_version": self.orders.version,
             "customers_version": self.customers.version if self.customers else "",
-            "rules_sha256": self.settings.rules_sha256(),
+            "rules_sha256": self._rules_sha256,
         }
 
     def cost(self) -> dict[str, Any]:
@@ -73,6 +82,7 @@ class Workspace:
             self._show("customers", self.customers.version)
         else:
             self._replace("VIEW", "customers", no_rows(TABLES["customers"]))
+        self._replace("VIEW", "closed_days", no_rows(CLOSED_DAYS))
 
     def _has_customer_days(self) -> bool:
         """Shows them; False where they are not derived yet, damaged, or have the columns of an older version of this code."""
@@ -111,7 +121,7 @@ class Workspace:
         """Computes `table` as of `day` (and its inputs where they are not at hand)."""
         if self._built.get(table) == (day,):
             return
-        if table in ("retention_daily", "alert_logic"):
+        if table in ("retention_daily", "alert_logic", "returning_customers"):
             self.build_range(table, day, day)
             return
         if table in INPUT:
@@ -121,7 +131,7 @@ class Workspace:
         self._built[table] = (day,)
 
     def build_range(self, table: str, first: date, last: date) -> None:
-        """Computes retention_daily, alert_logic or customer_priority for every day of a range in one pass over the orders."""
+        """Computes a table of every day of a range in one pass over the orders."""
         if self._built.get(table) == (first, last):
             return
         match table:
@@ -129,11 +139,29 @@ class Workspace:
                 self.run(fast_query(table), from_date=first, to_date=last)
             case "alert_logic":
                 self.build_range("retention_daily", first - timedelta(days=BASELINE_DAYS), last)
+                self.build_range("returning_customers", first, last)
+                self.run(query(table), from_date=first, to_date=last)
+            case "returning_customers":
+                self.build_closed_days(first - timedelta(days=DUE_DAYS), last)
+                self.run(fast_query("due_daily"), from_date=first - timedelta(days=DUE_DAYS), to_date=last)
+                self.run(query("return_expectations"), from_date=first, to_date=last)
                 self.run(query(table), from_date=first, to_date=last)
             case "customer_priority":
                 self.build_intervals(first, last)
                 self.run(queue_of_range(), from_date=first, to_date=last)
         self._built[table] = (first, last)
+
+    def build_closed_days(self, first: date, last: date) -> None:
+        """Finds the days without trade between two dates; a shop without a calendar has none, as `attach` left it."""
+        if self.settings.holiday_country or self.closures:
+            self._show_calendar(calendar(self.settings, self.closures, first - timedelta(days=COMPARED_DAYS), last))
+            self.run(query("closed_days"), from_date=first, to_date=last)
+
+    def _show_calendar(self, days: list[CalendarDay]) -> None:
+        """Makes `calendar_days` readable."""
+        rows = ", ".join(f"(DATE '{day.day}', {literal(day.reason)}, {day.kind == 'planned closure'})" for day in days)
+        columns = ", ".join(CALENDAR_DAYS.column_names)
+        self._replace("VIEW", "calendar_days", f"SELECT * FROM (VALUES {rows}) AS given({columns})" if days else no_rows(CALENDAR_DAYS))
 
     def build_intervals(self, first: date, last: date) -> None:
         """Finds when each customer is in a tier between two dates, unless a range that covers them is at hand."""
@@ -151,6 +179,11 @@ class Workspace:
         size = max(1, min(BATCH_DAYS, int(BATCH_ROWS * len(days) / rows)))
         for start in range(0, len(days), size):
             yield days[start:start + size]
+
+    def build_missing(self, day: date, window_days: int) -> None:
+        """Computes due_customers and shortfall_slices of the `window_days` up to D; a range of alert_logic with D in it is at hand."""
+        self.run(query("due_customers"), from_date=day - timedelta(days=window_days - 1), to_date=day)
+        self.run(query("shortfall_slices"), to_date=day)
 
     def use(self, table: str, day: date) -> None:
         """Makes `table` as of `day` readable: from its stored partition where that is of the same make."""
@@ -176,7 +209,7 @@ class Workspace:
 
     def rows(self, table: str, order_by: str | None = None) -> pd.DataFrame:
         """The rows built last, in the table's declared columns and order."""
-        declared = TABLES[table]
+        declared = RELATIONS[table]
         columns = ", ".join(declared.column_names)
         return self.connection.sql(f"SELECT {columns} FROM {table} ORDER BY {order_by or ', '.join(declared.key)}").df()
 
@@ -223,3 +256,24 @@ def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:
     with workspace(lake) as space:
         space.build_range("alert_logic", first, last)
         return space.rows("alert_logic")
+
+
+def closures_between(lake: Warehouse, first: date, last: date) -> list[dict[str, Any]]:
+    """The calendar from `first` to `last`, oldest first: date, kind, reason, `orders` on it, and whether it counts as `closed`.
+
+    A public holiday is decided by its orders: `closed` is None where they are not all in yet, or there were none so early.
+    """
+    found = calendar(lake.settings, planned_closures(lake.settings), first, last)
+    known, counts, closed = lake.orders(), {}, set()
+    asked = [day.day for day in found if known and known.first_date <= day.day <= known.complete_through]
+    if asked:
+        with workspace(lake) as space:
+            space.build_closed_days(asked[0], asked[-1])
+            closed = set(space.rows("closed_days")["closed_date"].dt.date)
+            counts = {day: int(orders) for day, orders in space.connection.execute(
+                f"SELECT order_date, SUM(orders) AS orders FROM customer_days WHERE order_date BETWEEN DATE '{asked[0]}' AND "
+                f"DATE '{asked[-1]}' GROUP BY order_date").fetchall()}
+    return [{
+        "date": day.day, "kind": day.kind, "reason": day.reason, "orders": counts.get(day.day, 0) if day.day in asked else None,
+        "closed": True if day.kind == "planned closure" else day.day in closed if day.day in asked else None,
+    } for day in found]

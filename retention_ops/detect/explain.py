@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from retention_ops.detect.alerts import AT_RISK, SHORTFALL, alert_of, answered_rules
 from retention_ops.detect.compute import PRIORITY_ORDER, workspace
+from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import no_contact
@@ -35,6 +37,14 @@ def gate_sentence(gate: str, alert: dict[str, Any], complete_through: date, sett
         case "history_warmup":
             return (f"Held back (history_warmup): the alert waits until {settings.at_risk_limit + 7} days after the first order; "
                     "before that nobody can be INACTIVE and the mix is not settled.")
+        case "partial_day":
+            return ("Held back (partial_day): data may be incomplete. The last day alone has less than a quarter of what was due, and the "
+                    "day before was in order; a second such day alerts.")
+        case "baseline_warmup" if alert["alert_type"] == SHORTFALL:
+            return "Held back (baseline_warmup): nobody came back in the 4 weeks before, so nobody can be said to be due."
+        case "min_sample" if alert["alert_type"] == SHORTFALL:
+            return (f"Held back (min_sample): {_customers(int(alert['sample_size']))} due in the window, fewer than {settings.min_due}; "
+                    "chance decides there.")
         case "baseline_warmup":
             return "Held back (baseline_warmup): in the 7 days before nobody was AT_RISK, so there is nothing to compare with."
         case _:
@@ -49,7 +59,9 @@ def explain_date(lake: Warehouse, day: date) -> tuple[dict[str, Any], list[str]]
         if day < space.orders.first_date:
             raise UsageError(f"{day} is before the first order on {space.orders.first_date}: there is nothing to explain")
         space.build("alert_logic", day)
-        alert = _row(space.rows("alert_logic"))
+        rows = space.rows("alert_logic")
+        alert, short = (_row(rows[rows["alert_type"] == rule]) for rule in (AT_RISK, SHORTFALL))
+        missing = who_is_missing(space, day, short) if short["alert_flag"] else None
         daily = space.rows("retention_daily")
         daily = _row(daily[daily["as_of_date"].dt.date == day])
         complete_through = space.orders.complete_through
@@ -69,8 +81,41 @@ def explain_date(lake: Warehouse, day: date) -> tuple[dict[str, Any], list[str]]
         )
     if alert["gate"]:
         sentences.append(gate_sentence(alert["gate"], alert, complete_through, settings))
-    sentences.append(f"Verdict: {alert['severity']}" + (", the alert fires." if alert["alert_flag"] else ", no alert."))
-    return alert, sentences
+    sentences.append(_verdict(alert))
+    sentences += _shortfall(short, missing, complete_through, settings)
+    lead = alert_of([alert, short], answered_rules(settings))
+    if lead["alert_flag"]:
+        by = "both rules" if alert["alert_flag"] and short["alert_flag"] else lead["alert_type"]
+        sentences.append(f"The day is {lead['severity']}, by {by}.")
+    return lead, sentences
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return f"Verdict: {row['severity']}" + (", the alert fires." if row["alert_flag"] else ", no alert.")
+
+
+def _shortfall(row: dict[str, Any], missing: Missing | None, complete_through: date, settings: Settings) -> list[str]:
+    """The second rule: what was due, how sure, who is missing."""
+    sentences = [
+        "The second rule: customers who came back, against how many were due by their own rhythm (what customers with the same usual gap "
+        "and silence did in the 26 weeks before, on that weekday, at the level of the last 4 weeks), over the 3 to 14 days up to the date "
+        f"that fall short most. WARNING from {settings.shortfall_warning:g} times its noise, CRITICAL from {settings.shortfall_critical:g}."
+    ]
+    if row["sentence"]:
+        sentences.append(
+            f"{row['sentence']}. {row['expected_low']:.0f} to {row['expected_high']:.0f} would be usual; the shortfall is "
+            f"{row['score']:.2f} times its noise (days here vary {row['overdispersion']:.1f} times as much as pure chance)."
+        )
+    if row["gate"]:
+        sentences.append(gate_sentence(row["gate"], row, complete_through, settings))
+    if missing:
+        sentences.append(f"{_customers(missing.overdue)} were due, did not come and are silent for longer than usual; their usual orders, "
+                         f"times the chance of each, are {missing.value_due:,.2f}.")
+        part = missing.carried_by()
+        sentences.append(f"One part stands out: {part['attribute']} {part['value']}, {part['expected']:.0f} due, {part['observed']} came."
+                         if part else "No part of the customers stands out: they stay away alike.")
+    switched = "" if settings.shortfall_response else " The response to this rule is switched off (shortfall_response)."
+    return [*sentences, _verdict(row) + switched]
 
 
 def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict[str, Any], list[str]]:

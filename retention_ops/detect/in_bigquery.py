@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay
 from retention_ops.detect.compute import Workspace
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery, Session, google_literal
-from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.catalog import RELATIONS
 from retention_ops.warehouse.render import Query, query
 from retention_ops.warehouse.versions import OrdersVersion
 
@@ -63,9 +64,19 @@ class BigQueryWorkspace(Workspace):
             self._show("customers", self.customers.version)
         else:
             self.connection.show_nothing("customers")
+        self.connection.show_nothing("closed_days")
 
     def _show(self, table: str, part: date | str) -> None:
         self.connection.show_part(table, part)
+
+    def _show_calendar(self, days: list[CalendarDay]) -> None:
+        rows = ", ".join(
+            f"STRUCT(DATE '{day.day}' AS calendar_date, {google_literal(day.reason)} AS reason, {day.kind == 'planned closure'} AS planned)"
+            for day in days)
+        if days:
+            self.connection.show("calendar_days", f"SELECT calendar_date, reason, planned FROM UNNEST([{rows}])")
+        else:
+            self.connection.show_nothing("calendar_days")
 
     def run(self, rule: Query, **dates: date) -> None:
         self.connection.stage(rule.table, rule.google_sql, self.parameters(rule, dates))
@@ -81,11 +92,13 @@ class BigQueryWorkspace(Workspace):
         return self._stored[table].get(day) == self.provenance
 
     def rows(self, table: str, order_by: str | None = None) -> pd.DataFrame:
-        declared = TABLES[table]
+        declared = RELATIONS[table]
         statement = f"SELECT {', '.join(declared.column_names)} FROM {table} ORDER BY {order_by or ', '.join(declared.key)}"
         return self.lake.frame(declared, self.connection.execute(statement).fetchall())
 
 
+BETWEEN = ("due_daily", "return_expectations", "returning_customers")
+"""what alert_logic is computed from besides: never stored, but it scans"""
 DAILY = ("base_customers", "retention_snapshot", "churn_detection", "retention_daily", "alert_logic", "customer_priority")
 
 

@@ -34,9 +34,12 @@ _ROW_RULES: dict[str, dict[str, str]] = {
     },
     "alert_logic": {
         "gated_rows_are_silent": "(gate IS NOT NULL AND (alert_flag OR severity <> 'INFO')) OR alert_flag <> (severity <> 'INFO')",
-        "severity_matches_delta": """gate IS NULL AND severity <>
+        "severity_matches_delta": """gate IS NULL AND alert_type = 'retention_status_degradation' AND severity <>
             CASE WHEN round(delta_relative_pct, 9) >= threshold_critical THEN 'CRITICAL'
             WHEN round(delta_relative_pct, 9) >= threshold_warning THEN 'WARNING' ELSE 'INFO' END""",
+        "severity_matches_score": """gate IS NULL AND alert_type = 'returning_customers_shortfall' AND severity <>
+            CASE WHEN round(score, 9) >= {shortfall_critical} THEN 'CRITICAL'
+            WHEN round(score, 9) >= {shortfall_warning} THEN 'WARNING' ELSE 'INFO' END""",
     },
     "customer_priority": {
         "scores_in_range": "priority_score NOT BETWEEN 0 AND 100",
@@ -94,6 +97,7 @@ def _counts(table: str, settings: Settings) -> list[str]:
     values = {
         "active": settings.active_limit, "at_risk": settings.at_risk_limit,
         "high": settings.high_risk_score, "medium": settings.medium_risk_score,
+        "shortfall_warning": float(settings.shortfall_warning), "shortfall_critical": float(settings.shortfall_critical),
     }
     broken_rows = [nulls, *(rule.format(**values) for rule in _ROW_RULES.get(table, {}).values())]
     null_count, *row_counts = (f"COUNT(CASE WHEN {condition} THEN 1 END)" for condition in broken_rows)

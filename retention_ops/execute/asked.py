@@ -15,7 +15,6 @@ from sqlalchemy.engine import Engine
 from retention_ops.errors import LedgerError
 from retention_ops.execute import ledger
 from retention_ops.execute.destinations.choice import BUILD, EXPORT, EXPORT_SLOT, RESPOND, RUN_SLOT, chosen, target_of
-from retention_ops.execute.gate import ALERT_TYPE
 from retention_ops.execute.ledger import Intent
 from retention_ops.log.database import lock_responses
 from retention_ops.package.audiences import Audience
@@ -79,7 +78,7 @@ def response_run(
     config = {"ops": {"gate": {"config": {"alert_dates": [day.isoformat()], "mode": settings.mode, "version": version}}}}
     approval = {"audience_sha256": audience_sha256, "customers": sum(sheet["rows"] for sheet in worksheets)}
     payload = {"job": RESPONSE_JOB, "config": config, "worksheets": worksheets, "audience_sha256": audience_sha256}
-    return _run(settings, RESPOND, day, payload, caller, about=ALERT_TYPE, approval=approval)
+    return _run(settings, RESPOND, day, payload, caller, about="alert", approval=approval)
 
 
 def export_run(settings: Settings, day: date, keys: list[str], caller: str) -> Draft:

@@ -18,14 +18,15 @@ def execute_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
     def incident_response(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
         days = days_of(context)
         with open_responder(loop, context.run.run_id) as responder:
-            alerts = responder.gatekeeper.alerts(days[0], days[-1])
+            known = responder.known(days[0], days[-1])
             # the newest first: what it stands for is logged with it
             for done, day in enumerate(reversed(days), start=1):
-                alert = alerts.get(day) or responder.gatekeeper.alert(day)
-                if responder.gatekeeper.concerns(day, alert) or day == days[-1]:
-                    metadata = metadata_of(responder.answer(day), responder.actions(day))
+                answering = responder.on(day, known)
+                alert = answering.gatekeeper.alert(day, known)
+                if answering.gatekeeper.concerns(day, alert) or day == days[-1]:
+                    metadata = metadata_of(answering.answer(day), answering.actions(day))
                 else:
-                    metadata = {"status": "quiet", "severity": alert["severity"], "mode": loop.settings.mode}
+                    metadata = {"status": "quiet", "severity": alert["severity"], "mode": answering.settings.mode}
                 context.add_asset_metadata(metadata, partition_key=day.isoformat())
                 loop.progress("incident_response", done, len(days))
         return dg.MaterializeResult()

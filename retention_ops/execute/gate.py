@@ -1,14 +1,18 @@
 """The gate: what to do about one date, from its alert row, what was answered before, the mode and today's date. It only reads.
 
-Identity of an alert is (alert_type, scope, alert_date) within a mode; its version is a hash of the result. The same version again:
-nothing. Another one: update, escalation or retraction. What is older than the response itself is history.
+Identity of an alert is its date (and scope) within a mode, whichever rules flag it: two that fire on one date are one matter. Its
+version is a hash of the result. The same version again: nothing. Another one: update, escalation or retraction. What is older than the
+response itself is history.
+
+A rule in its pilot period is answered in the mode `trial` while the others are live: as in pilot, beside them, with its own incidents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cached_property
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -16,20 +20,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock
+from retention_ops.detect.alerts import AT_RISK, RANK, SHORTFALL, alerts_by_day, answered_rules
 from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.log.database import answers
 from retention_ops.package.pack import alert_version, records
-from retention_ops.settings import Settings
+from retention_ops.settings import TEST_MODES, TRIAL, Settings
 from retention_ops.warehouse.seam import Warehouse
 
-ALERT_TYPE = "retention_status_degradation"
-RANK = {"INFO": 0, "WARNING": 1, "CRITICAL": 2}
 ACTED = ("open", "update", "escalate")
 """verdicts that told people about an alert"""
 PASSED = ("history", "covered")
 """verdicts that logged a flagged date and told nobody"""
 ARMED = "armed"
+ARMED_SHORTFALL = f"armed:{SHORTFALL}"
 
 Verdict = Literal["open", "update", "escalate", "retract", "resolve", "history", "covered", "snoozed", "resume", "skip"]
 
@@ -63,34 +67,58 @@ class Gate:
     arms: bool = True
     """false for a preview, which must not start the response's history"""
 
-    def alerts(self, first: date, last: date) -> dict[date, dict[str, Any]]:
-        """The alert_logic rows of a range in one look; days without one are left out."""
-        rows = records(self.lake.read_range("alert_logic", first, last))
-        return {date.fromisoformat(row["alert_date"]): row for row in rows if row["alert_type"] == ALERT_TYPE}
+    @cached_property
+    def rules(self) -> tuple[str, ...]:
+        """The rules answered in this mode: in trial the one on trial, in live the others meanwhile. Asked once: it may be asked for
+        inside a transaction, and a run does not change its mind."""
+        if self.settings.mode == TRIAL:
+            return (SHORTFALL,)
+        return (AT_RISK,) if self.on_trial() else answered_rules(self.settings)
 
-    def alert(self, day: date) -> dict[str, Any]:
-        """The alert_logic row of D. Raises PackError where there is none."""
-        rows = records(self.lake.read("alert_logic", day)) if self.lake.exists("alert_logic", day) else []
-        rows = [row for row in rows if row["alert_type"] == ALERT_TYPE]
-        if not rows:
+    def on_trial(self) -> bool:
+        """Whether the shortfall is still in its pilot period, which begins with the first date decided in live."""
+        days = self.settings.shortfall_pilot_days
+        if self.settings.mode not in ("live", TRIAL) or not self.settings.shortfall_response or not days:
+            return False
+        armed, today = ledger.read_state(self.engine, ARMED_SHORTFALL), self.today()
+        return today < (date.fromisoformat(armed["value"]) if armed else today) + timedelta(days=days)
+
+    def _begin_trial(self) -> None:
+        days = self.settings.shortfall_pilot_days
+        if self.arms and self.settings.mode == "live" and self.settings.shortfall_response and days:
+            why = f"the pilot period of {SHORTFALL} begins ({days} days, shortfall_pilot_days)"
+            ledger.set_state(self.engine, ARMED_SHORTFALL, self.today().isoformat(), "retention-ops", why, self.clock(), once=True)
+
+    def alerts(self, first: date, last: date) -> dict[date, dict[str, Any]]:
+        """The alerts of a range in one look; days without one are left out."""
+        return alerts_by_day(records(self.lake.read_range("alert_logic", first, last)), self.rules)
+
+    def alert(self, day: date, known: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """The alert of D, from the alert_logic rows `known` where they have it. Raises PackError where there is none."""
+        rows = [row for row in known if row["alert_date"] == day.isoformat()]
+        if not rows and self.lake.exists("alert_logic", day):
+            rows = records(self.lake.read("alert_logic", day))
+        found = alerts_by_day(rows, self.rules).get(day)
+        if found is None:
             raise PackError(f"{day} has no alert_logic row; `retention-ops run --date {day}` computes it")
-        return rows[0]
+        return found
 
     def concerns(self, day: date, alert: Mapping[str, Any]) -> bool:
         """Whether a date needs an answer at all: it is flagged, was answered before, or an incident is open that it may end."""
         if alert["alert_flag"]:
             return True
         with self.engine.connect() as connection:
-            open_now = incidents.current(connection, alert["alert_type"], alert["scope"], self.settings.mode)
+            open_now = incidents.current(connection, alert["scope"], self.settings.mode)
             return self.last_answer(connection, alert) is not None or bool(open_now and day > open_now["last_flagged_on"])
 
     def decide(self, day: date) -> Decision:
         """What to do about D, from the alert row, what was answered before, the mode and today's date."""
+        self._begin_trial()
         alert = self.alert(day)
         version, mode, severity = alert_version(alert), self.settings.mode, alert["severity"]
         with self.engine.connect() as connection:
             last = self.last_answer(connection, alert)
-            open_now = incidents.current(connection, alert["alert_type"], alert["scope"], mode)
+            open_now = incidents.current(connection, alert["scope"], mode)
         seq = last["seq"] if last else 0
 
         def decided(verdict: Verdict, reason: str, covers: tuple[date, ...] = ()) -> Decision:
@@ -107,8 +135,8 @@ class Gate:
             return decided(*self._calm(alert, last, open_now))
         if past:
             return decided("history", past)
-        if mode == "pilot" and severity != "WARNING":
-            return decided("skip", "pilot answers WARNING only")
+        if mode in TEST_MODES and severity != "WARNING":
+            return decided("skip", f"{mode} answers WARNING only")
         if (last is None or last["verdict"] in PASSED) and (newer := self._newer_flagged(day)):
             return decided("covered", wording.covered_by(newer))
         covers = self._unanswered_before(day)
@@ -124,8 +152,7 @@ class Gate:
         """The newest answer of an alert in this mode, or None."""
         query = (
             sa.select(answers).filter_by(
-                alert_type=alert["alert_type"], scope=alert["scope"], alert_date=date.fromisoformat(alert["alert_date"]),
-                mode=self.settings.mode,
+                scope=alert["scope"], alert_date=date.fromisoformat(alert["alert_date"]), mode=self.settings.mode,
             ).order_by(answers.c.seq.desc()).limit(1)
         )
         row = connection.execute(query).mappings().first()
@@ -137,8 +164,7 @@ class Gate:
         if last and last["verdict"] in (*ACTED, "snoozed"):
             return "retract", f"{day} is no alert any more"
         if open_now and day > open_now["last_flagged_on"]:
-            history = records(self.lake.read_range("alert_logic", open_now["last_flagged_on"], day))
-            over = incidents.calm_since(dict(open_now), history)
+            over = incidents.calm_since(dict(open_now), list(self.alerts(open_now["last_flagged_on"], day).values()))
             if over:
                 return "resolve", f"incident {open_now['id']}: {incidents.CALM_DAYS} calm days, the last on {over}"
         held = f" (held back by {alert['gate']})" if alert["gate"] else ""
@@ -180,11 +206,9 @@ class Gate:
     def _flagged(self, first: date, last: date) -> list[date]:
         if first > last:
             return []
-        rows = self.lake.read_range("alert_logic", first, last)
-        rows = rows[rows["alert_flag"]]
-        if self.settings.mode == "pilot":  # it answers no other
-            rows = rows[rows["severity"] == "WARNING"]
-        return sorted(rows["alert_date"].dt.date)
+        found = {day: alert for day, alert in self.alerts(first, last).items() if alert["alert_flag"]}
+        # pilot answers no other
+        return sorted(day for day, alert in found.items() if self.settings.mode not in TEST_MODES or alert["severity"] == "WARNING")
 
     def _newer_flagged(self, day: date) -> date | None:
         """The newest flagged date after D that this mode answers."""

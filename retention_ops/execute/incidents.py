@@ -15,10 +15,11 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from retention_ops.detect.alerts import SHORTFALL, row_of
 from retention_ops.errors import LedgerError
 from retention_ops.execute.ledger import note
 from retention_ops.log.database import actions, answers, incidents, ops_events
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, Settings
 
 CALM_DAYS = 3
 VERDICTS = ("real", "expected", "data", "false")
@@ -47,11 +48,11 @@ def business_deadline(start: datetime, hours: float, settings: Settings) -> date
 
 
 def open_incident(connection: Connection, alert: Mapping[str, Any], mode: str, settings: Settings, now: datetime, actor: str) -> Row:
-    """A new incident whose baseline is frozen at that of the alert that opened it."""
+    """A new incident whose baseline is frozen at that of the alert that opened it: AT_RISK %, or the level of returns in %."""
     day = date.fromisoformat(alert["alert_date"])
     values = {
         "alert_type": alert["alert_type"], "scope": alert["scope"], "mode": mode, "state": "open", "severity": alert["severity"],
-        "opened_on": day, "last_flagged_on": day, "frozen_baseline": alert["baseline_value"],
+        "opened_on": day, "last_flagged_on": day, "frozen_baseline": baseline(alert),
         "frozen_warning_pct": alert["threshold_warning"], "owner": settings.owner, "backup_owner": settings.backup_owner,
         "ack_by": business_deadline(now, ack_hours(alert["severity"], settings), settings), "created_at": now, "updated_at": now,
     }
@@ -73,9 +74,9 @@ def get(connection: Connection, number: int, lock: bool = False) -> Row:
     return dict(row)
 
 
-def current(connection: Connection, alert_type: str, scope: str, mode: str) -> Row | None:
-    """The open incident of a rule, or None."""
-    query = sa.select(incidents).filter_by(alert_type=alert_type, scope=scope, mode=mode, state="open")
+def current(connection: Connection, scope: str, mode: str) -> Row | None:
+    """The open incident, whichever rule opened it, or None."""
+    query = sa.select(incidents).filter_by(scope=scope, mode=mode, state="open")
     row = connection.execute(query).mappings().first()
     return dict(row) if row else None
 
@@ -86,18 +87,38 @@ def change(connection: Connection, number: int, now: datetime, actor: str, event
     return get(connection, number)
 
 
+def baseline(alert: Mapping[str, Any]) -> float:
+    """What an incident's days are held against: the mean AT_RISK % before it, or how many returned of 100 by half-year habit."""
+    return 100 * alert["level"] if alert["alert_type"] == SHORTFALL else alert["baseline_value"]
+
+
+def reading_of(row: Mapping[str, Any]) -> float | None:
+    """A day's value in the unit of `baseline`.
+
+    A shortfall's own expectation follows the fall within weeks; measured against the half-year habit it does not, so that a lasting
+    loss is not taken for a recovery.
+    """
+    if row["alert_type"] != SHORTFALL:
+        return row["current_value"]
+    return 100 * row["level"] * row["observed"] / row["expected"] if row["expected"] else None
+
+
 def calm_since(incident: Row, alerts: Sequence[Mapping[str, Any]]) -> date | None:
     """The day the incident is over by the rule: the third calm day in a row after its last flagged one, or None.
 
-    `alerts` are alert_logic rows, oldest first. A calm day is ungated and below the frozen baseline's warning line; one above it
-    starts the count again; gated and missing days are neither.
+    `alerts` are those of detect.alerts, oldest first. A calm day is flagged by no rule, and by the rule that opened the incident ungated
+    and on the good side of the frozen baseline's warning line; one beyond it starts the count again; gated and missing days are neither.
     """
-    line = incident["frozen_baseline"] * (1 + incident["frozen_warning_pct"] / 100)
-    calm = 0
+    line, calm = incident["frozen_baseline"] * (1 + incident["frozen_warning_pct"] / 100), 0
     for alert in alerts:
-        if date.fromisoformat(alert["alert_date"]) <= incident["last_flagged_on"] or alert["gate"] or alert["current_value"] is None:
+        row = row_of(alert, incident["alert_type"])
+        if date.fromisoformat(alert["alert_date"]) <= incident["last_flagged_on"] or row is None:
             continue
-        calm = calm + 1 if round(alert["current_value"], 9) < round(line, 9) and not alert["alert_flag"] else 0
+        value = reading_of(row)
+        if row["gate"] or value is None:
+            continue
+        good = round(value, 9) > round(line, 9) if incident["frozen_warning_pct"] < 0 else round(value, 9) < round(line, 9)
+        calm = calm + 1 if good and not alert["alert_flag"] else 0
         if calm == CALM_DAYS:
             return date.fromisoformat(alert["alert_date"])
     return None
@@ -171,7 +192,7 @@ def precision(engine: Engine) -> dict[str, Any]:
     do not count.
     """
     query = (
-        sa.select(incidents.c.verdict, sa.func.count()).where(incidents.c.verdict.is_not(None), incidents.c.mode.in_(("pilot", "live")))
+        sa.select(incidents.c.verdict, sa.func.count()).where(incidents.c.verdict.is_not(None), incidents.c.mode.in_(REAL_MODES))
         .group_by(incidents.c.verdict)
     )
     with engine.connect() as connection:

@@ -49,7 +49,8 @@ def gate(context: dg.OpExecutionContext, config: AlertDates, loop: dg.ResourcePa
     with open_responder(loop, context.run.run_id) as responder:
         _as_approved(responder, config)
         for day in sorted(set(config.alert_dates)):
-            passed[day] = _tried(responder, lambda day=day: _plain(responder.gate(date.fromisoformat(day))))
+            when = date.fromisoformat(day)
+            passed[day] = _tried(responder, lambda when=when: _plain(responder.on(when).gate(when)))
             context.log.info(f"{day}: {passed[day].get('verdict', 'failed')}: {passed[day].get('reason') or passed[day]['problem']}")
     return passed
 
@@ -59,7 +60,8 @@ def _as_approved(responder: Responder, config: AlertDates) -> None:
     if config.mode and config.mode != responder.settings.mode:
         raise dg.Failure(f"asked for in mode {config.mode}, but this Dagster runs in mode {responder.settings.mode}: nothing was answered")
     for day in config.alert_dates if config.version else ():
-        if alert_version(responder.gatekeeper.alert(date.fromisoformat(day))) != config.version:
+        when = date.fromisoformat(day)
+        if alert_version(responder.on(when).gatekeeper.alert(when)) != config.version:
             raise dg.Failure(f"the alert of {day} changed since its answer was asked for: look at it again, nothing was answered")
 
 
@@ -68,10 +70,11 @@ def plan(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop], gated: di
     planned = {}
     with open_responder(loop, context.run.run_id) as responder:
         for day, decision in gated.items():
+            when = date.fromisoformat(day)
             if "problem" in decision:
                 planned[day] = decision
             else:
-                planned[day] = _tried(responder, lambda day=day, d=decision: _plain(responder.plan(_decision(d), date.fromisoformat(day))))
+                planned[day] = _tried(responder, lambda when=when, d=decision: _plain(responder.on(when).plan(_decision(d), when)))
     return planned
 
 
@@ -82,8 +85,9 @@ def _deliver(context: dg.OpExecutionContext, loop: Loop, planned: dict, slot: st
         for day, decision in planned.items():
             if "problem" in decision or decision["verdict"] in ("skip", "history", "covered", "snoozed"):
                 continue
-            tried = _tried(responder, lambda day=day: {
-                "rows": [(row["kind"], row["state"], row["last_error"]) for row in responder.deliver(date.fromisoformat(day), slot)]})
+            when = date.fromisoformat(day)
+            tried = _tried(responder, lambda when=when: {
+                "rows": [(row["kind"], row["state"], row["last_error"]) for row in responder.on(when).deliver(when, slot)]})
             for kind, state, error in tried.get("rows", []):
                 context.log.info(f"{day}: {slot} {kind} {state}" + (f" ({error})" if error else ""))
             if "problem" in tried:
@@ -118,9 +122,10 @@ def record(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop], planned
         rows = []
         for day, decision in planned.items():
             when, found = date.fromisoformat(day), [decision.get("problem", ""), *(problem.get(day, "") for problem in problems)]
+            answering = responder.on(when)
             if "problem" not in decision:
-                found.append(_tried(responder, lambda when=when: responder.link(when) or {}).get("problem", ""))
-            rows.append(responder.record(when, None if "problem" in decision else _decision(decision), "; ".join(filter(None, found))))
+                found.append(_tried(responder, lambda when=when, answering=answering: answering.link(when) or {}).get("problem", ""))
+            rows.append(answering.record(when, None if "problem" in decision else _decision(decision), "; ".join(filter(None, found))))
             failed += [f"{day}: {rows[-1]['error_message']}"] if rows[-1]["status"] == "failed" else []
         _show(context, loop, responder, _days(planned), rows)
     if failed:
@@ -156,7 +161,7 @@ def _show(context: dg.OpExecutionContext, loop: Loop, responder: Responder, days
     by_day = {row["alert_date"]: row for row in rows}
     skipped = [row for row in rows if row["status"] == "skipped" and not row["total_exported"] and not row["slack_posted"]]
     for day in days:
-        metadata = metadata_of(by_day[day], responder.actions(day))
+        metadata = metadata_of(by_day[day], responder.on(day).actions(day))
         context.log_event(dg.AssetMaterialization("incident_response", partition=day.isoformat(), metadata=metadata))
         context.log_event(dg.AssetMaterialization("ops_runs_log", partition=day.isoformat(), metadata={"dagster/row_count": total}))
     if skipped:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock
+from retention_ops.detect.alerts import SHORTFALL
 from retention_ops.errors import LedgerError, PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import chosen, target_of
@@ -25,9 +26,9 @@ from retention_ops.log import exposures
 from retention_ops.log.database import answers, lock_responses
 from retention_ops.log.database import incidents as incident_table
 from retention_ops.package.audiences import TIERS, audience_sha256
-from retention_ops.package.brief import CHART_FILE
+from retention_ops.package.brief import CHART_FILE, RETURNING_FILE
 from retention_ops.package.pack import Pack, alert_version, current_audiences, find_pack, renew_pack, verify
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, Settings
 from retention_ops.warehouse.seam import Warehouse
 
 EXPORTED_TIERS = {"WARNING": ("P1", "P2"), "CRITICAL": ("P1", "P2", "P3")}
@@ -76,7 +77,7 @@ class Planner:
         """D's Action Pack, built anew where it is missing, older than the result, or lists people it may not; proven whole."""
         pack = self._found(day)
         handed_over = exposures.handed_over_around(self.engine, day, self.settings.handover_cooldown_days)
-        if pack is None or pack.manifest["alert_version"] != alert_version(alert) or \
+        if pack is None or not pack.is_of(alert) or \
                 pack.manifest["audience_sha256"] != audience_sha256(current_audiences(self.lake, day, handed_over)):
             pack = renew_pack(self.lake, day, handed_over, run_id=self.run_id, clock=self.clock)
         prove(pack, alert)
@@ -104,7 +105,7 @@ class Planner:
             if not last or (last["version"], last["verdict"]) != (decision.version, decision.verdict):
                 self._insert_answer(connection, alert, decision, None, None, now)
             return []
-        incident = incidents.current(connection, alert["alert_type"], alert["scope"], self.settings.mode)
+        incident = incidents.current(connection, alert["scope"], self.settings.mode)
         if decision.verdict == "retract":
             incident = incidents.get(connection, last["incident_id"])
         elif (decision.verdict == "open") != (incident is None) or (decision.verdict == "resolve" and day <= incident["last_flagged_on"]):
@@ -219,7 +220,7 @@ class Planner:
         plan = Draft(self.settings, alert, incident, decision.seq + 1, answer_id, hold)
         if verdict == "open" or (verdict in ACTED and posted is None):
             message = plan.add("slack", "post", self.message(pack, incident, alert, note), bound=False)
-            plan.add("slack", "chart", {"file": CHART_FILE, "title": f"AT_RISK % to {alert['alert_date']}"}, message.key)
+            plan.add("slack", "chart", _chart(pack, alert), message.key)
         elif posted:
             text = wording.sentence(verdict, alert, incident, manifest) + (f" {note}" if note else "")
             reply = {**wording.slack_sentence(text), "broadcast": verdict == "escalate" and self.settings.broadcast}
@@ -290,7 +291,7 @@ class Planner:
         lists = {tier: pack.manifest["audiences"][tier] for tier in EXPORTED_TIERS[alert["severity"]]}
         customers, sha = sum(entry["rows"] for entry in lists.values()), pack.manifest["audience_sha256"]
         limit = self.settings.approval_above
-        asks = alert["severity"] == "CRITICAL" and limit is not None and customers > limit and self.settings.mode in exposures.REAL_MODES
+        asks = alert["severity"] == "CRITICAL" and limit is not None and customers > limit and self.settings.mode in REAL_MODES
         return Draft(self.settings, alert, {"id": incident_id}, 0, answer_id, hold).intent(
             "sheets", "publish", {
                 "audience_sha256": sha,
@@ -342,11 +343,18 @@ class Draft:
 def prove(pack: Pack, alert: Mapping[str, Any]) -> None:
     """Raises PackError unless the pack is whole and was built from this very alert result."""
     verify(pack)
-    if pack.manifest["alert_version"] != alert_version(alert):
+    if not pack.is_of(alert):
         raise PackError(
             f"the pack of {pack.day} was built from another result than alert_logic holds now; "
             f"`retention-ops run --date {pack.day}` builds both again"
         )
+
+
+def _chart(pack: Pack, alert: Mapping[str, Any]) -> dict[str, Any]:
+    """The picture of the rule that leads."""
+    if alert["alert_type"] == SHORTFALL and RETURNING_FILE in pack.manifest["files"]:
+        return {"file": RETURNING_FILE, "title": f"Returning customers to {alert['alert_date']}"}
+    return {"file": CHART_FILE, "title": f"AT_RISK % to {alert['alert_date']}"}
 
 
 def brief_markdown(pack: Pack) -> str:

@@ -7,7 +7,6 @@ door. `record` adds the ops_runs_log row, whatever happened. Any of them may be 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,22 +17,23 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
+from retention_ops.detect.alerts import AT_RISK
 from retention_ops.errors import LedgerError, PackError, RetentionOpsError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
 from retention_ops.execute.destinations.choice import ASKED_SLOTS, BUILD, EXPORT_SLOT, RUN_SLOT
 from retention_ops.execute.destinations.seam import Destination, Table
 from retention_ops.execute.door import Content, Door, ListChanged, Obsolete
-from retention_ops.execute.gate import ALERT_TYPE, Decision, Gate
+from retention_ops.execute.gate import Decision, Gate
 from retention_ops.execute.ledger import Intent
 from retention_ops.execute.plan import Draft, Planner
 from retention_ops.execute.redact import redact
 from retention_ops.log import exposures, runs
 from retention_ops.log.database import answers, lock_responses
 from retention_ops.package.audiences import TIERS, Audience, allowed_table, audience_sha256
-from retention_ops.package.brief import CHART_FILE
-from retention_ops.package.pack import alert_version, current_audiences, find_pack
-from retention_ops.settings import Secrets, Settings
+from retention_ops.package.brief import CHART_FILE, CHART_FILES, with_cids
+from retention_ops.package.pack import alert_version, current_audiences, find_pack, records
+from retention_ops.settings import REAL_MODES, TRIAL, Secrets, Settings
 from retention_ops.warehouse.seam import Warehouse
 
 LIST_CHANGES = 3
@@ -69,6 +69,31 @@ class Responder:
             clock=self.clock, lease_seconds=self.settings.lease_seconds, hidden=self.secrets.values, sleep=self.sleep,
             checkpoint=self.checkpoint,
         )
+
+    # -- who answers ---------------------------------------------------------------------------------------------------
+
+    def trial(self) -> Responder:
+        """The same for the rule in its pilot period: test targets, and incidents of its own."""
+        now = self.mode or (lambda: self.settings.mode)
+        return replace(
+            self, settings=self.settings.model_copy(update={"mode": TRIAL}), mode=lambda: TRIAL if now() == "live" else now(),
+        )
+
+    def known(self, first: date, last: date) -> list[dict[str, Any]]:
+        """alert_logic of a range in one look, for `on` and `gatekeeper.alert`."""
+        return records(self.lake.read_range("alert_logic", first, last))
+
+    def on(self, day: date, known: Sequence[Mapping[str, Any]] = ()) -> Responder:
+        """Who answers D: this one, or its trial where D concerns nothing but the rule in its pilot period."""
+        if self.settings.mode != "live" or not replace(self.gatekeeper, arms=False).on_trial():
+            return self
+        trial = self.trial()
+        looks = [replace(each.gatekeeper, arms=False) for each in (self, trial)]
+        try:
+            mine, theirs = (look.concerns(day, look.alert(day, known)) for look in looks)
+        except Exception:  # unreadable or missing: said where it is answered
+            return self
+        return trial if theirs and not mine else self
 
     # -- the whole answer ----------------------------------------------------------------------------------------------
 
@@ -171,7 +196,7 @@ class Responder:
                     answer_id=row["answer_id"], incident_id=row["incident_id"], payload={
                         "subject": wording.title(alert) if alert["alert_flag"] else f"Retention: {row['payload']['event']} {day}",
                         "text": row["payload"].get("brief_markdown") or json.dumps(row["payload"]["metrics"], indent=1),
-                        "html": re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", f"cid:{CHART_FILE}", html) if alert["alert_flag"] else "",
+                        "html": with_cids(html, pack.folder) if pack and alert["alert_flag"] else "",
                     },
                 )
                 if ledger.get(connection, intent.key) is None:  # a pack built again words it differently; the first mail stands
@@ -226,7 +251,7 @@ class Responder:
         if row["kind"] in ("chart", "mail") and row["destination"] != "local":
             pack = find_pack(self.settings, day)
             if pack:
-                return Content(files={CHART_FILE: (pack.folder / CHART_FILE).read_bytes()})
+                return Content(files={name: (pack.folder / name).read_bytes() for name in _pictures(row) if (pack.folder / name).is_file()})
             if row["kind"] == "chart":
                 raise PackError(f"the Action Pack of {day} is gone, and its chart with it; `retention-ops run --date {day}` builds it")
         return Content()
@@ -266,20 +291,20 @@ class Responder:
             raise Obsolete(f"{row['alert_date']} was retracted")
         if incident and incident["verdict"] in ("data", "false"):
             raise Obsolete(f"incident {incident['id']} was judged {incident['verdict']}")
-        if row["mode"] in exposures.REAL_MODES and row["kind"] != "update":
+        if row["mode"] in REAL_MODES and row["kind"] != "update":
             oldest = self.gatekeeper.today() - timedelta(days=self.settings.max_alert_age_days)
             if row["alert_date"] < oldest and row["answer_id"]:
                 raise Obsolete(f"{row['alert_date']} is older than {self.settings.max_alert_age_days} days (max_alert_age_days)")
 
     def _remember(self, row: ledger.Row, lists: Mapping[str, Audience]) -> None:
         """Keeps who is handed over until it is recorded, so that a kill after sending forgets nobody."""
-        if row["mode"] in exposures.REAL_MODES:
+        if row["mode"] in REAL_MODES:
             arms = {tier: {exposures.TREATED: list(a.treated_ids), exposures.HOLDOUT: list(a.holdout_ids)} for tier, a in lists.items()}
             exposures.remember(self.engine, row["key"], arms)
 
     def _recorded(self, connection: Connection, row: ledger.Row) -> None:
         """In the transaction that records a hand-over: every customer of it, treated or held out."""
-        if row["slot"] not in ("sheets", EXPORT_SLOT) or row["mode"] not in exposures.REAL_MODES or row["incident_id"] is None:
+        if row["slot"] not in ("sheets", EXPORT_SLOT) or row["mode"] not in REAL_MODES or row["incident_id"] is None:
             return
         remembered = exposures.take_remembered(connection, row["key"])
         if remembered is None:
@@ -359,7 +384,7 @@ class Responder:
         try:
             return self.gatekeeper.alert(day)
         except Exception:
-            return {"alert_date": day.isoformat(), "alert_type": ALERT_TYPE, "severity": "INFO", "alert_flag": False,
+            return {"alert_date": day.isoformat(), "alert_type": AT_RISK, "severity": "INFO", "alert_flag": False,
                     "current_value": None, "baseline_value": None, "delta_relative_pct": None, "sample_size": 0}
 
     def _append(
@@ -383,7 +408,7 @@ class Responder:
             **{name: alert[name] for name in (
                 "alert_type", "severity", "alert_flag", "current_value", "baseline_value", "delta_relative_pct", "sample_size")},
             **{f"{tier.lower()}_count": counts.get(tier) for tier in TIERS},
-            "total_exported": sum(sheet["rows"] for sheet in exports.values()) if self.settings.mode in exposures.REAL_MODES else 0,
+            "total_exported": sum(sheet["rows"] for sheet in exports.values()) if self.settings.mode in REAL_MODES else 0,
             "slack_posted": message_ts is not None,
             "slack_message_ts": message_ts,
             "ticket_id": ticket,
@@ -401,11 +426,15 @@ class Responder:
 
     def work(self, grace_seconds: float = 0) -> list[dict[str, Any]]:
         """Does what is due: missed acknowledgements, waiting and unknown actions. Returns the log rows of the dates it moved."""
+        moved = self.trial().work(grace_seconds) if self.settings.mode == "live" else []
+        return [*moved, *self._work(grace_seconds)]
+
+    def _work(self, grace_seconds: float) -> list[dict[str, Any]]:
         self._escalate_overdue()
         touched: dict[date, None] = {}
         problems: dict[date, str] = {}
         for row in ledger.due(self.engine, self.clock(), grace_seconds):
-            if row["mode"] != self.settings.mode and row["kind"] != BUILD:
+            if row["mode"] != self.settings.mode and (row["kind"] != BUILD or self.settings.mode == TRIAL):
                 continue
             before = [row[name] for name in MOVES]
             try:
@@ -431,7 +460,7 @@ class Responder:
 
     def _escalate_overdue(self) -> None:
         """Tells the backup once about an incident nobody acknowledged in time."""
-        if self.settings.mode not in exposures.REAL_MODES:
+        if self.settings.mode not in REAL_MODES:
             return
         for incident in incidents.overdue(self.engine, self.settings.mode, self.clock()):
             with self.engine.begin() as connection:
@@ -445,7 +474,7 @@ class Responder:
                 ledger.plan(connection, intents, now, self.run_id, {"*": self.settings.max_messages_per_day})
 
     def _unacknowledged(self, connection: Connection, incident: dict[str, Any]) -> list[Intent]:
-        text = wording.sentence("unacknowledged", {"alert_date": "", "current_value": None}, incident, None)
+        text = wording.sentence("unacknowledged", {"alert_type": AT_RISK, "alert_date": "", "current_value": None}, incident, None)
         plan = Draft(self.settings, {"alert_date": incident["last_flagged_on"].isoformat()}, incident, 0, None, "",
                       identity=f"incident:{incident['id']}:{incident['ack_by'].isoformat()}")
         posted = self.planner.first(connection, incident["id"], "slack", "post")
@@ -459,6 +488,14 @@ class Responder:
         if ticket:
             plan.add("ticket", "comment", {"text": text}, ticket["key"])
         return plan.intents
+
+
+def _pictures(row: ledger.Row) -> list[str]:
+    """The pack's pictures that a message carries: the chart its payload names, or those its mail shows."""
+    if row["kind"] == "chart":
+        return [name for name in CHART_FILES if name == row["payload"].get("file", CHART_FILE)]
+    html = row["payload"].get("html")
+    return [name for name in CHART_FILES if f"cid:{name}" in html] if html else [CHART_FILE]
 
 
 def switched_off(row: ledger.Row) -> bool:

@@ -14,12 +14,13 @@ import dagster as dg
 import sqlalchemy as sa
 
 from retention_ops.execute import incidents, ledger
-from retention_ops.execute.gate import ALERT_TYPE, Decision
+from retention_ops.execute.gate import Decision
 from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job
 from retention_ops.execute.respond import Responder
 from retention_ops.log import runs
 from retention_ops.log.database import answers, ops_runs_log
 from retention_ops.orchestration import Loop, open_responder
+from retention_ops.settings import REAL_MODES, TRIAL
 
 BATCH = 100
 MAX_DATES = 400
@@ -38,7 +39,7 @@ HISTORY = "retention_ops/history"
 
 def identity(decision: Decision, day: date, mode: str) -> str:
     """Names one answer for Dagster's run keys: the alert, the mode, the result and how often it changed."""
-    return f"{ALERT_TYPE}:global:{day}:{mode}:{decision.version[:16]}:{decision.seq + 1}"
+    return f"alert:global:{day}:{mode}:{decision.version[:16]}:{decision.seq + 1}"
 
 
 def requests_for(responder: Responder, days: set[date], storage_id: int) -> Iterator[dg.RunRequest]:
@@ -46,14 +47,15 @@ def requests_for(responder: Responder, days: set[date], storage_id: int) -> Iter
     passed_over: dict[date, Decision] = {}
     for day in sorted(days):
         try:
-            decision = responder.gate(day)
+            answering = responder.on(day)
+            decision = answering.gate(day)
         except Exception:  # unreadable, or the event says it was computed, the row is gone: a run that says so, visibly
             yield _request([day], f"missing:{day}:{storage_id}")
             continue
         if decision.verdict in ("history", "covered"):
             passed_over[day] = decision
         elif decision.acts or decision.verdict == "snoozed":
-            yield _request([day], identity(decision, day, responder.settings.mode))
+            yield _request([day], identity(decision, day, answering.settings.mode))
     if passed_over:
         mode = responder.settings.mode
         key = ledger.digest([identity(decision, day, mode) for day, decision in passed_over.items()])
@@ -95,11 +97,11 @@ def follow_up_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam
 
 def _due(responder: Responder) -> Iterator[dg.RunRequest]:
     """A follow-up run where something is due; asked for again every five minutes while it stays so."""
-    now, mode = responder.clock(), responder.settings.mode
+    now, modes = responder.clock(), _modes(responder)
     waiting = [
-        [row["key"], row["attempts"], row["looked_up"]] for row in ledger.due(responder.engine, now, GRACE_SECONDS) if row["mode"] == mode
+        [row["key"], row["attempts"], row["looked_up"]] for row in ledger.due(responder.engine, now, GRACE_SECONDS) if row["mode"] in modes
     ]
-    late = [incident["id"] for incident in incidents.overdue(responder.engine, mode, now)] if mode in ("pilot", "live") else []
+    late = [incident["id"] for mode in modes if mode in REAL_MODES for incident in incidents.overdue(responder.engine, mode, now)]
     if waiting or late:
         key = f"{ledger.digest([waiting, late])[:32]}:{int(now.timestamp() // 300)}"
         yield dg.RunRequest(run_key=f"due:{key}", job_name=FOLLOW_UP_JOB, tags={"dagster/priority": "10"})
@@ -107,16 +109,17 @@ def _due(responder: Responder) -> Iterator[dg.RunRequest]:
 
 def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
     """Dates that should have an answer by now: a response that failed or died is tried again, later each time, at most six times."""
-    if responder.settings.mode not in ("pilot", "live"):
+    if responder.settings.mode not in REAL_MODES:
         return
     for day in responder.gatekeeper.days_in_reach():
         try:
-            decision = responder.gate(day)
+            answering = responder.on(day)
+            decision = answering.gate(day)
         except Exception:
             continue  # the alert sensor asked for a run that says so
         if not decision.acts:
             continue
-        log = [row for row in runs.rows(responder.engine, first=day, last=day) if row["mode"] == responder.settings.mode]
+        log = [row for row in runs.rows(responder.engine, first=day, last=day) if row["mode"] == answering.settings.mode]
         tries = sum(row["status"] == "failed" for row in log)
         pause = timedelta(minutes=2**tries) if log else FIRST_ANSWER
         waited = responder.clock() - (log[-1]["run_timestamp"] if log else _computed_at(responder, day))
@@ -124,30 +127,36 @@ def _unanswered(responder: Responder) -> Iterator[dg.RunRequest]:
             continue
         # a run that died wrote no row: it is asked for again when the pause has doubled, under a key of its own
         again = min(int(math.log2(waited / pause)), MAX_TRIES - 1 - tries)
-        yield _request([day], f"{identity(decision, day, responder.settings.mode)}:again:{tries}.{again}")
+        yield _request([day], f"{identity(decision, day, answering.settings.mode)}:again:{tries}.{again}")
 
 
 def _unlogged(responder: Responder) -> Iterator[dg.RunRequest]:
     """One run for all dates whose answer stands, but every run that could have logged it was killed."""
-    now, mode = responder.clock(), responder.settings.mode
+    now, modes = responder.clock(), _modes(responder)
     answered = (
-        sa.select(answers.c.alert_date, sa.func.max(answers.c.answered_at).label("at")).filter_by(mode=mode)
-        .group_by(answers.c.alert_date).subquery()
+        sa.select(answers.c.alert_date, answers.c.mode, sa.func.max(answers.c.answered_at).label("at")).where(answers.c.mode.in_(modes))
+        .group_by(answers.c.alert_date, answers.c.mode).subquery()
     )
     logged = (
-        sa.select(ops_runs_log.c.alert_date, sa.func.max(ops_runs_log.c.run_timestamp).label("at")).filter_by(mode=mode)
-        .group_by(ops_runs_log.c.alert_date).subquery()
+        sa.select(ops_runs_log.c.alert_date, ops_runs_log.c.mode, sa.func.max(ops_runs_log.c.run_timestamp).label("at"))
+        .where(ops_runs_log.c.mode.in_(modes)).group_by(ops_runs_log.c.alert_date, ops_runs_log.c.mode).subquery()
     )
     query = (
-        sa.select(answered.c.alert_date).outerjoin(logged, logged.c.alert_date == answered.c.alert_date)
+        sa.select(answered.c.alert_date)
+        .outerjoin(logged, sa.and_(logged.c.alert_date == answered.c.alert_date, logged.c.mode == answered.c.mode))
         .where(answered.c.at <= now - UNLOGGED, sa.or_(logged.c.at.is_(None), logged.c.at < answered.c.at))
         .order_by(answered.c.alert_date)
     )
     with responder.engine.connect() as connection:
-        days = list(connection.execute(query).scalars())
+        days = sorted(set(connection.execute(query).scalars()))
     if days:
-        key = ledger.digest([mode, *map(str, days)])[:32]
+        key = ledger.digest([responder.settings.mode, *map(str, days)])[:32]
         yield _request(days, f"unlogged:{key}:{int(now.timestamp() // UNLOGGED.total_seconds())}")
+
+
+def _modes(responder: Responder) -> list[str]:
+    """The modes whose answers are looked after: live looks after a rule in its pilot period as well."""
+    return ["live", TRIAL] if responder.settings.mode == "live" else [responder.settings.mode]
 
 
 def _computed_at(responder: Responder, day: date) -> datetime:

@@ -124,7 +124,8 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
     told = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in counts.items())
     return [
         f"Mode {incident['mode']}; state {incident['state']}. Opened {_at(incident['created_at'])}; the baseline is frozen at "
-        f"{incident['frozen_baseline']:.1f} %, the alarm starts {incident['frozen_warning_pct']:g} % above it.",
+        f"{wording.frozen(incident)}, the alarm starts {abs(incident['frozen_warning_pct']):.4g} % "
+        f"{'below' if incident['frozen_warning_pct'] < 0 else 'above'} it.",
         _ownership(incident),
         f"{len(actions_)} actions: {told}." if actions_ else "Nothing was planned for it.",
         f"Quiet until {_at(incident['snoozed_until'])}." if incident["snoozed_until"] else "",

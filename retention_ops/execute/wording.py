@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from retention_ops.detect.alerts import SHORTFALL, also_flagged
 from retention_ops.package.audiences import TIERS
 from retention_ops.package.brief import fit_slack
 
@@ -29,10 +30,19 @@ def person(name: str) -> str:
 
 
 def title(alert: Row) -> str:
+    if alert["alert_type"] == SHORTFALL:
+        return f"Retention {alert['severity']}: returning customers {alert['delta_relative_pct']:+.0f} % on {alert['alert_date']}"
     return f"Retention {alert['severity']}: AT_RISK {alert['current_value']:.1f} % on {alert['alert_date']}"
 
 
 def reading(alert: Row) -> str:
+    """What the day says, the flagged rules beside the leading one included."""
+    return "; also ".join(_reading(row) for row in (alert, *also_flagged(alert)))
+
+
+def _reading(alert: Row) -> str:
+    if alert["alert_type"] == SHORTFALL:
+        return alert["sentence"] or "nobody was due"
     if alert["current_value"] is None:
         return "no customers"
     text = f"AT_RISK {alert['current_value']:.1f} %"
@@ -77,22 +87,28 @@ def ownership_slack(incident: Row) -> str:
     return f"Incident {incident['id']}. {owner}{backup}. Acknowledge by {incident['ack_by']:%Y-%m-%d %H:%M} UTC."
 
 
+def frozen(incident: Row) -> str:
+    """The baseline an incident is held against, in its rule's unit."""
+    unit = " % of the returns usual in half a year" if incident["alert_type"] == SHORTFALL else " %"
+    return f"{incident['frozen_baseline']:.1f}{unit}"
+
+
 def sentence(verdict: str, alert: Row, incident: Row, audiences: Mapping[str, Row] | None) -> str:
     """What a thread reply or a ticket comment says."""
     day, now = alert["alert_date"], reading(alert)
-    frozen = f"{incident['frozen_baseline']:.1f} %"
+    baseline, side = frozen(incident), "above" if incident["frozen_warning_pct"] < 0 else "below"
     to_contact = f" To contact: {contacts(audiences)}." if audiences else ""
     match verdict:
         case "update":
-            return f"{day}: still {alert['severity']}. {now}; the baseline of this incident is {frozen}.{to_contact}"
+            return f"{day}: still {alert['severity']}. {now}; the baseline of this incident is {baseline}.{to_contact}"
         case "escalate":
-            return f"{day}: risen to {alert['severity']}. {now}; the baseline of this incident is {frozen}.{to_contact}"
+            return f"{day}: risen to {alert['severity']}. {now}; the baseline of this incident is {baseline}.{to_contact}"
         case "retract":
             return (f"Retracted for {day}: with the orders known now that date is no alert any more ({now}). "
                     "Lists handed over for it should not be used further.")
         case "resolve":
-            return (f"Resolved: three days in a row below this incident's warning line ({frozen} plus "
-                    f"{incident['frozen_warning_pct']:g} %), the last on {day}: {now}. "
+            return (f"Resolved: three days in a row {side} this incident's warning line ({baseline}, "
+                    f"{incident['frozen_warning_pct']:+.4g} %), the last on {day}: {now}. "
                     f"Was it real, expected, data or false? `retention-ops incidents close {incident['id']} --verdict ...`")
         case "unacknowledged":
             return (f"Nobody has acknowledged incident {incident['id']} ({incident['severity']} on {incident['opened_on']}) by "

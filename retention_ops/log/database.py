@@ -18,7 +18,7 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
 
-HEAD = "0002"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -66,12 +66,12 @@ incidents = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("alert_type", sa.Text, nullable=False),
     sa.Column("scope", sa.Text, nullable=False),
-    sa.Column("mode", sa.Text, nullable=False),  # a rehearsal never uses up the real answer
+    sa.Column("mode", sa.Text, nullable=False),  # shadow, pilot, trial, live: a rehearsal never uses up the real answer
     sa.Column("state", sa.Text, nullable=False),  # open, resolved, retracted, closed
     sa.Column("severity", sa.Text, nullable=False),  # the highest so far
     sa.Column("opened_on", sa.Date, nullable=False),  # first flagged alert_date
     sa.Column("last_flagged_on", sa.Date, nullable=False),
-    sa.Column("frozen_baseline", sa.Double, nullable=False),
+    sa.Column("frozen_baseline", sa.Double, nullable=False),  # AT_RISK %, or returns of 100 by half-year habit
     sa.Column("frozen_warning_pct", sa.Double, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("backup_owner", sa.Text, nullable=False),
@@ -85,7 +85,7 @@ incidents = sa.Table(
     sa.Column("closed_by", sa.Text),
     sa.Column("created_at", UtcDateTime(), nullable=False),
     sa.Column("updated_at", UtcDateTime(), nullable=False),
-    sa.Index("incidents_one_open", "alert_type", "scope", "mode", unique=True,
+    sa.Index("incidents_one_open", "scope", "mode", unique=True,  # whichever rule opened it
              sqlite_where=sa.text("state = 'open'"), postgresql_where=sa.text("state = 'open'")),
 )
 

@@ -10,10 +10,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.log.database import actions, exposures, pending_handovers
+from retention_ops.settings import TEST_MODES
 
 TREATED, HOLDOUT = "treated", "holdout"
-REAL_MODES = ("pilot", "live")
-"""modes in which a list really leaves; a rehearsal exposes nobody"""
 
 
 def insert_once(connection: Connection, table: sa.Table):
@@ -42,7 +41,7 @@ def _handed_over(engine: Engine, when: sa.ColumnElement[bool]) -> dict[str, date
         sa.select(exposures.c.customer_id, sa.func.max(exposures.c.alert_date))
         .outerjoin(actions, actions.c.key == exposures.c.action_key)
         # a pilot's list went to a test sheet
-        .where(exposures.c.arm == TREATED, sa.or_(actions.c.mode.is_(None), actions.c.mode != "pilot"), when)
+        .where(exposures.c.arm == TREATED, sa.or_(actions.c.mode.is_(None), actions.c.mode.not_in(TEST_MODES)), when)
         .group_by(exposures.c.customer_id)
     )
     with engine.connect() as connection:

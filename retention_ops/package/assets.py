@@ -5,6 +5,7 @@ from datetime import date, timedelta
 
 import dagster as dg
 
+from retention_ops.detect.alerts import answered_rules
 from retention_ops.detect.compute import PRIORITY_ORDER, Workspace
 from retention_ops.log.database import ops_database
 from retention_ops.log.exposures import last_handed_over
@@ -87,7 +88,8 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
     with loop.workspace(context.run_id) as space, ops_database(loop.settings) as engine:
         space.build_range("alert_logic", days[0] - timedelta(days=loop.settings.trend_days - 1), days[-1])
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")
-        flagged = set(history.loc[history["alert_flag"], "alert_date"].dt.date)
+        answered = history["alert_type"].isin(answered_rules(loop.settings))
+        flagged = set(history.loc[history["alert_flag"] & answered, "alert_date"].dt.date)
         for done, day in enumerate(days, start=1):
             if day < keep_from and day not in flagged:
                 metadata = {"pack": f"not built: a quiet day before the newest {loop.settings.pack_keep_days} of this range; "

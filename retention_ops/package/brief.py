@@ -35,12 +35,16 @@ from jinja2 import (
 )
 from markupsafe import Markup, escape
 
+from retention_ops.detect.alerts import AT_RISK, SHORTFALL, row_of
+from retention_ops.detect.missing import Missing
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import HOLDOUT
-from retention_ops.settings import Settings
+from retention_ops.settings import TRIAL, Settings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
 CHART_FILE = "at_risk_trend.png"
+RETURNING_FILE = "returning_customers.png"
+CHART_FILES = (CHART_FILE, RETURNING_FILE)
 TIERS = ("P1", "P2", "P3")
 
 
@@ -53,11 +57,17 @@ class BriefFacts:
     """
 
     alert: dict[str, Any]
-    """the alert_logic row of the reference date D"""
+    """the alert of the reference date D (detect/alerts.py): the alert_logic row that leads, the others under 'others'"""
     daily: dict[str, Any]
     """the retention_daily row of D"""
     history: list[dict[str, Any]]
-    """alert_logic rows of the trend window, oldest first, ending at D; may be short, its values None in warm-up"""
+    """the first rule's alert_logic rows of the trend window, oldest first, ending at D; may be short, its values None in warm-up"""
+    shortfalls: list[dict[str, Any]]
+    """the rows of the second rule likewise"""
+    flagged: set[date]
+    """days of the window that a rule in charge flags"""
+    missing: Missing | None
+    """who is behind a flagged shortfall (detect/missing.py); `top` holds only customers who may be contacted"""
     newly_at_risk: dict[str, int] | None
     """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once}"""
     counts: dict[str, int]
@@ -109,19 +119,46 @@ def render_slack(facts: BriefFacts, settings: Settings, *, chart_alt: str | None
 
 
 def render_html(
-    facts: BriefFacts, settings: Settings, *, chart_png: bytes | None = None, chart_cid: str | None = None
+    facts: BriefFacts, settings: Settings, *, chart_png: bytes | None = None, chart_cid: str | None = None,
+    returning_png: bytes | None = None,
 ) -> str:
     """The brief as a mail: one HTML document with inline styles.
 
     The chart is embedded as a data URI from `chart_png`; mail clients that block those get it with `chart_cid`, the
-    Content-ID of an attached image. With neither there is no image. Raises PackError.
+    Content-ID of an attached image. With neither there is no image. `returning_png`, the second rule's picture, is embedded
+    only where that rule flags the day: a mail stays small. Raises PackError.
     """
     source = ""
     if chart_cid:
         source = "cid:" + quote(chart_cid, safe="@.-_")
     elif chart_png:
-        source = "data:image/png;base64," + base64.b64encode(chart_png).decode("ascii")
-    return _render("html", facts, settings, chart_source=source).strip() + "\n"
+        source = _data_uri(chart_png)
+    short = row_of(facts.alert, SHORTFALL)
+    returning = _data_uri(returning_png) if returning_png and short and short["alert_flag"] else ""
+    return _render("html", facts, settings, chart_source=source, returning_source=returning).strip() + "\n"
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def with_cids(source: str, folder: Path) -> str:
+    """The mail of the pack in `folder` with its embedded pictures as `cid:<file name>`: known by their bytes, for a company's own
+    template may show them in another order, or only one. A picture that is none of the pack's is called the first chart's."""
+    for name in CHART_FILES:
+        if (folder / name).is_file():
+            source = source.replace(_data_uri((folder / name).read_bytes()), f"cid:{name}")
+    return _EMBEDDED.sub(f"cid:{CHART_FILE}", source)
+
+
+_EMBEDDED = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
+
+
+def drawn_shortfalls(shortfalls: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The second rule's rows that its picture shows: over the same days as the first one's; empty where none has a value."""
+    first = min((as_date(row["alert_date"]) for row in history), default=date.min)
+    rows = [row for row in shortfalls if as_date(row["alert_date"]) >= first]
+    return rows if any(_number(row["delta_relative_pct"]) is not None for row in rows) else []
 
 
 # --- safeguards ----------------------------------------------------------------------------------------------------------
@@ -155,6 +192,7 @@ def _gate_sentences(
     day, needed = long_day(as_date(alert["alert_date"])), settings.at_risk_limit + 7
     sample, least = alert["sample_size"] or 0, settings.min_sample
     behind = "is" if sample == 1 else "are"
+    due = alert["alert_type"] == SHORTFALL
     judged = ""
     if first_order is not None:
         judged = f" The first order was on {long_day(first_order)}; the alarm judges from {long_day(first_order + timedelta(needed))} on."
@@ -172,15 +210,29 @@ def _gate_sentences(
             f"so the share is not settled.{judged}",
         ),
         "baseline_warmup": (
+            "customers due",
+            "Enough customers came back in the last weeks to say who is due.",
+            "Nobody came back in the weeks before, so nobody can be said to be due.",
+        ) if due else (
             "baseline above zero",
             "There is a mean of the 7 days before to compare with.",
             "In the 7 days before no customer was AT_RISK, so there is nothing to compare with.",
         ),
         "min_sample": (
+            "enough customers due",
+            f"{_counted(sample, 'customer')} {'was' if sample == 1 else 'were'} due; at least {settings.min_due:,} are needed.",
+            f"Only {_counted(sample, 'customer')} {'was' if sample == 1 else 'were'} due; below {settings.min_due:,} chance decides.",
+        ) if due else (
             "enough customers",
             f"{_counted(sample, 'customer')} {behind} behind the share; at least {least:,} are needed.",
             f"Only {_counted(sample, 'customer')} {behind} behind the share; below {least:,} a few people move it too much.",
         ),
+        **({"partial_day": (
+            "no day that falls out alone",
+            "The shortfall does not hang on one day.",
+            "The last day alone has less than a quarter of what was due, and the day before was in order: data may be incomplete. "
+            "A second such day alerts.",
+        )} if due else {}),
     }
 
 
@@ -189,6 +241,7 @@ def _mode_sentence(mode: str) -> tuple[str, bool, str]:
     return {
         "off": ("mode", False, "Off: the response is switched off; nothing is sent."),
         "shadow": ("mode", False, "Shadow: everything is rehearsed and recorded, nothing is sent."),
+        TRIAL: ("mode", True, "A rule in its pilot period: WARNING days only, to the test channel and the test project."),
         "pilot": ("mode", True, "Pilot: WARNING days only, to the test channel and the test project."),
         "live": ("mode", True, "Live: the response goes to the channels and lists that are set up."),
     }[mode]
@@ -208,6 +261,7 @@ _URL_LENGTH = 1_000
 def _view(facts: BriefFacts) -> dict[str, Any]:
     """The `brief` that templates see: plain values, text from data cleaned to one line. templates/base.j2 lists them."""
     alert = facts.alert
+    at_risk = row_of(alert, AT_RISK) or alert
     day = as_date(alert["alert_date"])
     gate = (_clean(alert["gate"], 60) or "unnamed") if alert["gate"] else None  # no name, however odd, makes a held day a judged one
     severity = alert["severity"] if alert["severity"] in _MARKERS else "INFO"
@@ -224,8 +278,12 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         "shop": _clean(facts.shop_name, 60),
         "currency": _clean(facts.currency, 3),
         "mode": _clean(facts.mode, 20),
-        **_level(alert, facts.daily),
-        **_trend(alert, facts.history),
+        "leads": "returning" if alert["alert_type"] == SHORTFALL else "at_risk",
+        "rose": bool(at_risk["alert_flag"]),
+        "returning": _returning(row_of(alert, SHORTFALL)),
+        "missing": _missing(facts.missing),
+        **_level(at_risk, facts.daily),
+        **_trend(at_risk, facts.history, facts.flagged),
         "windows": _windows(facts.rules),
         "judged_from": _judged_from(facts) if gate == "history_warmup" else None,
         **_behind_the_rise(facts),
@@ -242,6 +300,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
             for name, passed, sentence in facts.safeguards
         ],
         "chart_file": CHART_FILE,
+        "returning_chart": _returning_chart(drawn_shortfalls(facts.shortfalls, facts.history)),
     }
 
 
@@ -317,13 +376,60 @@ def _would_be(relative: float | None, thresholds: tuple[float, float]) -> str:
     return "CRITICAL" if rise >= thresholds[1] else "WARNING" if rise >= thresholds[0] else "INFO"
 
 
-def _trend(alert: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _returning(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returning customers against what was due; None where the rule has nothing to say of the day."""
+    if row is None or row["expected"] is None:
+        return None
+    day = as_date(row["alert_date"])
+    return {
+        "sentence": _clean(row["sentence"], 200),
+        "from": day - timedelta(days=row["window_days"] - 1),
+        "days": row["window_days"],
+        "observed": row["observed"],
+        "expected": round(row["expected"]),
+        "low": round(row["expected_low"]),
+        "high": round(row["expected_high"]),
+        "flagged": bool(row["alert_flag"]),
+        "severity": row["severity"],
+        "gate": _clean(row["gate"], 60) if row["gate"] else None,
+    }
+
+
+def _returning_chart(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The second picture: its file, its days and its last value (% above or below what was due)."""
+    if not rows:
+        return None
+    return {"file": RETURNING_FILE, "from": as_date(rows[0]["alert_date"]), "to": as_date(rows[-1]["alert_date"]),
+            "last": _number(rows[-1]["delta_relative_pct"])}
+
+
+def _missing(missing: Missing | None) -> dict[str, Any] | None:
+    """Who is behind a shortfall, and which part of the customers carries it."""
+    if missing is None:
+        return None
+    part = missing.carried_by()
+    return {
+        "overdue": missing.overdue,
+        "value": missing.value_due,
+        "carried_by": part and {
+            "attribute": _clean(part["attribute"], 40).replace("_", " "), "value": _clean(part["value"], 80),
+            "expected": round(part["expected"]), "observed": part["observed"],
+            "fall": round(100 * part["missing"] / part["expected"]),
+        },
+        "top": [
+            {"id": _clean(row["customer_id"], 64) or "–", "days": row["days_since_last_order"], "gap": round(row["usual_gap_days"]),
+             "average": row["avg_order_value"], "value": row["value_due"]}
+            for row in missing.top
+        ],
+    }
+
+
+def _trend(alert: dict[str, Any], history: list[dict[str, Any]], answered: set[date]) -> dict[str, Any]:
     """What the days before say: the run of flagged days, how many sit in the baseline, and the shape of the line."""
     day = as_date(alert["alert_date"])
-    by_day = {as_date(row["alert_date"]): row for row in history}
-    flagged = {past for past, row in by_day.items() if row["alert_flag"]} | ({day} if alert["alert_flag"] else set())
+    flagged = {as_date(row["alert_date"]) for row in history if row["alert_flag"]} | ({day} if alert["alert_flag"] else set())
     streak = 0
-    while day - timedelta(days=streak) in flagged:
+    while day - timedelta(days=streak) in answered:
         streak += 1
     values = [_number(row["current_value"]) for row in history]
     known = [value for value in values if value is not None]
@@ -704,7 +810,7 @@ def _render(kind: str, facts: BriefFacts, settings: Settings, **extra: Any) -> s
     template = _template(kind, name, settings.templates_dir, template_fingerprint(settings))
     view = _view(facts)
     try:
-        return template.render({"brief": view, "chart_alt": None, "chart_source": "", **extra})
+        return template.render({"brief": view, "chart_alt": None, "chart_source": "", "returning_source": "", **extra})
     except Exception as error:
         # from None: the command line shows the innermost cause, and Jinja's own error has neither name nor line
         raise PackError(_template_message(error, name, settings.templates_dir)) from None

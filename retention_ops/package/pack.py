@@ -1,4 +1,4 @@
-"""The Action Pack of a date: brief, chart, audiences and a manifest, put in place as one.
+"""The Action Pack of a date: brief, charts, audiences and a manifest, put in place as one.
 
 `action_packs/<D>` is a symbolic link to the folder of the current build; replacing the link is atomic, so a reader
 finds the old pack or the new one, never a mixture. Files are readable by their owner only.
@@ -16,9 +16,9 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ import pyarrow as pa
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
+from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, row_of, told_by
 from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import PackError, QualityError
 from retention_ops.package.audiences import (
     TIERS,
@@ -43,14 +45,16 @@ from retention_ops.package.audiences import (
 )
 from retention_ops.package.brief import (
     CHART_FILE,
+    RETURNING_FILE,
     BriefFacts,
+    drawn_shortfalls,
     render_html,
     render_markdown,
     render_slack,
     safeguards,
     template_fingerprint,
 )
-from retention_ops.package.chart import trend_chart
+from retention_ops.package.chart import returning_chart, trend_chart
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
@@ -64,6 +68,7 @@ OUTBOX = "outbox"
 LOCK = ".lock"
 ABANDONED_AFTER_SECONDS = 3600
 TOP_CUSTOMERS = 5
+MISSING_CUSTOMERS = 20
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,9 @@ class Facts:
     alert: dict[str, Any]
     daily: dict[str, Any]
     history: list[dict[str, Any]]
+    shortfalls: list[dict[str, Any]]
+    flagged: list[str]
+    missing: Missing | None
     priority: pd.DataFrame
     no_contact: NoContact
     handed_over: HandedOver
@@ -100,10 +108,14 @@ class Pack:
     def severity(self) -> str:
         return self.manifest["severity"]
 
+    def is_of(self, alert: Mapping[str, Any]) -> bool:
+        """Whether it was built from this very result: the leading row, and those flagged beside it."""
+        return row_versions(told_by(alert)).items() <= self.manifest["alert_versions"].items()
+
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: dates as text, NaN and NaT as null, numpy scalars as Python's."""
-    if value is None or value is pd.NaT:
+    if value is None or value is pd.NaT or value is pd.NA:
         return None
     if hasattr(value, "item"):
         value = value.item()
@@ -127,8 +139,13 @@ def canonical_sha256(value: Any) -> str:
 
 
 def alert_version(alert: Mapping[str, Any]) -> str:
-    """Identifies one result of the alert: the same row, the same version."""
-    return canonical_sha256({name: alert[name] for name in TABLES["alert_logic"].column_names})
+    """Identifies one result of the alert: the same rows, the same version."""
+    return canonical_sha256(told_by(alert))
+
+
+def row_versions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """alert_type -> what identifies that row."""
+    return {row["alert_type"]: canonical_sha256(row) for row in rows}
 
 
 def collect(
@@ -140,12 +157,19 @@ def collect(
     """
     first = day - timedelta(days=space.settings.trend_days - 1)
     dates = pd.to_datetime(history["alert_date"]).dt.date
-    window = records(history[(dates >= first) & (dates <= day)])
-    if not window or window[-1]["alert_date"] != day.isoformat():
+    rows = records(history[(dates >= first) & (dates <= day)])
+    alerts = alerts_by_day(rows, answered_rules(space.settings))
+    if day not in alerts:
         raise PackError(f"no alert_logic row for {day}; run `retention-ops run --date {day}`")
+    # what the response answers to, whichever rule says so: a run of flagged days is one story
+    flagged = {each.isoformat() for each, alert in alerts.items() if alert["alert_flag"]}
+    short = row_of(alerts[day], SHORTFALL)
+    window = [row for row in rows if row["alert_type"] == AT_RISK]
     counts = records(daily[pd.to_datetime(daily["as_of_date"]).dt.date == day])
     return Facts(
-        day=day, alert=window[-1], daily=counts[0], history=_since_customers(window), priority=priority,
+        day=day, alert=alerts[day], daily=counts[0], history=_since_customers(window),
+        shortfalls=[row for row in rows if row["alert_type"] == SHORTFALL], flagged=sorted(flagged),
+        missing=who_is_missing(space, day, short) if short and short["alert_flag"] else None, priority=priority,
         no_contact=no_contact(space.lake, day), handed_over=handed_over, newly_at_risk=newly_at_risk(space, day, priority),
         first_order_date=space.orders.first_date if space.orders.first_date <= day else None,
         complete_through=space.orders.complete_through, currency=space.orders.currency, orders_version=space.orders.version,
@@ -216,6 +240,9 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
         "alert": facts.alert,
         "daily": facts.daily,
         "chart": facts.history,
+        "shortfalls": facts.shortfalls,
+        "flagged": facts.flagged,
+        "missing": plain_missing(facts.missing),
         "newly_at_risk": facts.newly_at_risk,
         "first_order_date": plain(facts.first_order_date),
         "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
@@ -235,6 +262,9 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         alert=facts.alert,
         daily=facts.daily,
         history=facts.history,
+        shortfalls=facts.shortfalls,
+        flagged={date.fromisoformat(each) for each in facts.flagged},
+        missing=_nameable(facts, settings),
         newly_at_risk=facts.newly_at_risk,
         counts={tier: audience.rows for tier, audience in audiences.items()},
         totals={tier: audience.listed for tier, audience in audiences.items()},
@@ -259,6 +289,20 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
     )
 
 
+def _nameable(facts: Facts, settings: Settings) -> Missing | None:
+    """Who is missing, without those whom nobody is told to call: no consent, suppressed, or held out."""
+    if facts.missing is None:
+        return None
+    left_out = LeftOut(facts.no_contact.refused, facts.no_contact.suppressed, holdout_pct(settings), settings.holdout_salt)
+    named = [row for row in facts.missing.top if left_out.reason(row["customer_id"], facts.day) is None]
+    return replace(facts.missing, top=named[:MISSING_CUSTOMERS])
+
+
+def plain_missing(missing: Missing | None) -> dict[str, Any] | None:
+    """As JSON has it."""
+    return None if missing is None else vars(missing)
+
+
 def _actions(rows: pd.DataFrame) -> list[tuple[str, int]]:
     """Recommended action -> customers, in the order of the queue's best customer for each."""
     counts = rows["recommended_action"].value_counts()
@@ -273,12 +317,15 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         facts.history, warning_pct=settings.warning_pct, critical_pct=settings.critical_pct, shop_name=settings.shop_name,
         currency=facts.currency,
     )
+    shortfalls = drawn_shortfalls(facts.shortfalls, facts.history)
+    returning = returning_chart(shortfalls, settings.shop_name) if shortfalls else None
     severity = facts.alert["severity"]
     contents: dict[str, tuple[bytes, int]] = {  # name -> (bytes, rows)
         f"briefing_{severity}.md": (render_markdown(brief, settings).encode(), 1),
         "briefing.slack.json": (json.dumps(render_slack(brief, settings), indent=1, ensure_ascii=False).encode(), 1),
-        "briefing.html": (render_html(brief, settings, chart_png=chart).encode(), 1),
+        "briefing.html": (render_html(brief, settings, chart_png=chart, returning_png=returning).encode(), 1),
         CHART_FILE: (chart, len(facts.history)),
+        **({RETURNING_FILE: (returning, len(shortfalls))} if returning else {}),
         **{audience.file: (audience.csv.encode(), audience.rows) for audience in audiences.values()},
     }
     manifest = {
@@ -287,7 +334,7 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         "severity": severity,
         "alert_flag": facts.alert["alert_flag"],
         "gate": facts.alert["gate"],
-        "alert_version": alert_version(facts.alert),
+        "alert_versions": row_versions(row for told in (facts.alert, *facts.alert[OTHERS]) for row in told_by({**told, OTHERS: []})),
         "facts_sha256": facts_sha256(facts, settings),
         "audience_sha256": audience_sha256(audiences),
         "orders_version": facts.orders_version,
@@ -425,7 +472,7 @@ def _read_manifest(path: Path, day: date) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         datetime.fromisoformat(manifest["created_at"])
-        missing = {"files", "audiences", "facts_sha256", "alert_version"} - manifest.keys()
+        missing = {"files", "audiences", "facts_sha256", "alert_versions"} - manifest.keys()
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -26,14 +26,13 @@ from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import PASSED, Decision
 from retention_ops.execute.plan import EXPORTED_TIERS
 from retention_ops.execute.respond import Responder, links_of
-from retention_ops.log import exposures
 from retention_ops.log.database import answers
 from retention_ops.package.audiences import Audience, audience_sha256
 from retention_ops.package.pack import alert_version, canonical_sha256
 from retention_ops.serve.answers import Exported, ExportedTo, Playbook, PlaybookAction, PriorityQueue
 from retention_ops.serve.reading import Reader, no_orders
 from retention_ops.serve.refusal import Refused
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, Settings
 
 ASKED_AGAIN = "asked for before; no second run was started"
 
@@ -165,7 +164,7 @@ class Actor:
         if alert.severity != severity:
             raise Refused(f"The alert of {day} is {alert.severity}, not {severity}; nothing was triggered.", alert.severity, look)
         self._refuse_while_off(settings)
-        responder = self._responder(settings, caller)
+        responder = self._responder(settings, caller).on(day)
         row = responder.gatekeeper.alert(day)
         decision = replace(responder.gatekeeper, arms=False).decide(day)
         lists = responder.lists(day)
@@ -199,7 +198,7 @@ class Actor:
     def playbook_answer(self, proposal: Proposal, row: ledger.Row | None, known: bool, run: Run | None, caller: str) -> Playbook:
         """What the response did for D, from the ledger."""
         settings, day = proposal.settings, proposal.day
-        responder = self._responder(settings, caller)
+        responder = self._responder(settings, caller).on(day)
         rows = responder.actions(day)
         acted = [each for each in rows if each["state"] != ledger.CANCELLED]
         links = links_of(rows)
@@ -247,7 +246,7 @@ class Actor:
                           f'compare_dates(a="{day}", b="{day}") has the counts of the tiers')
         cut = audience.first(limit)
         asks = alert["severity"] == "CRITICAL" and settings.approval_above is not None and cut.rows > settings.approval_above \
-            and settings.mode in exposures.REAL_MODES
+            and settings.mode in REAL_MODES
         self._deliver_waiting(settings, caller)
         rows = []
         for each in ("csv", "gsheet") if to == "both" else (to,):
@@ -267,7 +266,7 @@ class Actor:
         return dict(row) if row else None
 
     def _check_destination(self, settings: Settings, day: date, to: str, alert: dict[str, Any], answer: dict[str, Any] | None) -> None:
-        real = settings.mode in exposures.REAL_MODES
+        real = settings.mode in REAL_MODES
         if real and to != "csv" and chosen("sheets", settings, settings.mode) == "local":
             raise Refused("No Google spreadsheet is configured (lists_to is local).", "csv",
                           "RETENTION_OPS_LISTS_TO=sheets, set by a person")

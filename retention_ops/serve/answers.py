@@ -20,24 +20,48 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class OtherRule(Answer):
+    """What a rule that does not lead says of the date."""
+
+    alert_type: str
+    severity: str
+    alert_flag: bool
+    gate: str | None
+    current_value: float | None
+    baseline_value: float | None
+    delta_relative_pct: float | None
+    sentence: str | None
+
+
 class AlertDecision(Answer):
-    """The alert_logic row of a date and what held it back."""
+    """The alert_logic row of the rule that leads on a date (the most severe), what held it back, and the other rules."""
 
     alert_date: date
     alert_type: str
     scope: str
     metric_name: str
-    current_value: float | None = Field(description="The metric on that date, %")
-    baseline_value: float | None = Field(description="Mean of the 7 days before, %")
-    delta_pct: float | None = Field(description="current - baseline, percentage points")
+    current_value: float | None = Field(description="AT_RISK %, or customers who came back")
+    baseline_value: float | None = Field(description="Mean of the 7 days before, %; or customers who were due back")
+    delta_pct: float | None = Field(description="current - baseline: percentage points, or customers")
     delta_relative_pct: float | None = Field(description="Change against the baseline, %")
-    threshold_warning: float = Field(description="WARNING from this change, %")
-    threshold_critical: float = Field(description="CRITICAL from this change, %")
+    threshold_warning: float | None = Field(description="WARNING from this change, %")
+    threshold_critical: float | None = Field(description="CRITICAL from this change, %")
     severity: Literal["INFO", "WARNING", "CRITICAL"]
     alert_flag: bool
     sample_size: int = Field(description="Customers behind the metric")
     gate: str | None = Field(description="The safeguard that held the alert back; null: none")
     gate_reason: str | None
+    window_days: int | None = Field(None, description="This and what follows: only of a shortfall of returning customers")
+    observed: int | None = None
+    expected: float | None = None
+    expected_low: float | None = Field(None, description="Below this is WARNING")
+    expected_high: float | None = None
+    overdispersion: float | None = None
+    score: float | None = Field(None, description="The shortfall in units of its noise")
+    level: float | None = None
+    day_alone: bool | None = None
+    sentence: str | None = None
+    others: list[OtherRule]
     stale: bool = Field(description="Orders changed since this was computed")
     next: Next = None
 

@@ -6,7 +6,6 @@ One DuckDB lives as long as the server; every call takes a cursor of its own. No
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
@@ -14,11 +13,13 @@ from typing import Any
 
 import duckdb
 
+from retention_ops.detect.alerts import AT_RISK, OTHERS, alert_of, alerts_by_day, answered_rules, row_of
 from retention_ops.detect.explain import gate_sentence, sentences_for
 from retention_ops.errors import PackError, SettingsError
 from retention_ops.execute.asked import CALLER_TAG, DATE_TAG
 from retention_ops.execute.destinations.dagster import Dagster, Run
 from retention_ops.execute.destinations.seam import DestinationError
+from retention_ops.package.brief import with_cids
 from retention_ops.package.pack import Pack, find_pack, pack_days, plain
 from retention_ops.serve.answers import (
     AlertDecision,
@@ -28,13 +29,14 @@ from retention_ops.serve.answers import (
     DaySummary,
     MetricDay,
     OperationalContext,
+    OtherRule,
     RunStatus,
 )
 from retention_ops.serve.refusal import Refused, quoted
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import connection_config
-from retention_ops.warehouse.dialect import parquet_scan
+from retention_ops.warehouse.dialect import declared_scan, parquet_scan
 from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.lake import Lake
 
@@ -44,7 +46,6 @@ BRIEF_CHARACTERS = 12_000
 STATUSES = ("ACTIVE", "AT_RISK", "INACTIVE")
 LEVELS = ("HIGH", "MEDIUM", "LOW")
 TIERS = ("P1", "P2", "P3")
-_IMAGE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
 
 
 class Reader:
@@ -91,7 +92,7 @@ class Reader:
 
     def _alert(self, day: date) -> dict[str, Any]:
         self._require("alert_logic", day)
-        return self._read("alert_logic", day)[0]
+        return alert_of(self._read("alert_logic", day), answered_rules(self.settings))
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Rows as plain dictionaries; a data frame in between would cost more than the query."""
@@ -102,7 +103,7 @@ class Reader:
 
     def _from(self, table: str, *days: date, options: str = "") -> str:
         """Exactly these partitions, never a view over all of them."""
-        return parquet_scan(*(self.lake.path(table, day) for day in days), options=options)
+        return declared_scan(TABLES[table], *(self.lake.path(table, day) for day in days), options=options)
 
     def _read(self, table: str, day: date) -> list[dict[str, Any]]:
         return self._rows(f"SELECT * FROM {self._from(table, day)}")
@@ -111,9 +112,12 @@ class Reader:
 
     def alert_decision(self, day: date) -> AlertDecision:
         alert = self._alert(day)
-        reason = gate_sentence(alert["gate"], alert, self.lake.orders().complete_through, self.settings) if alert["gate"] else None
+        others = [OtherRule(**{name: row.get(name) for name in OtherRule.model_fields}) for row in alert.pop(OTHERS)]
         follow = f'get_operational_context(date="{day}")' if alert["alert_flag"] else None
-        return AlertDecision(**alert, gate_reason=reason, stale=self._stale("alert_logic", day), next=follow)
+        return AlertDecision(**alert, gate_reason=self._why_held(alert), others=others, stale=self._stale("alert_logic", day), next=follow)
+
+    def _why_held(self, row: dict[str, Any]) -> str | None:
+        return gate_sentence(row["gate"], row, self.lake.orders().complete_through, self.settings) if row["gate"] else None
 
     def operational_context(self, day: date) -> OperationalContext:
         self._require("retention_daily", day)
@@ -133,11 +137,13 @@ class Reader:
         if not days:
             return []
         rows = self._rows(
-            "SELECT alert_date, current_value, baseline_value, severity, alert_flag FROM "
+            "SELECT alert_date, alert_type, current_value, baseline_value, severity, alert_flag FROM "
             f"{self._from('alert_logic', *days)} ORDER BY alert_date"
         )
-        return [MetricDay(date=row["alert_date"], at_risk_pct=row["current_value"], baseline_pct=row["baseline_value"],
-                          severity=row["severity"], alert_flag=row["alert_flag"]) for row in rows]
+        alerts = alerts_by_day(rows, answered_rules(self.settings))
+        shares = {day: row_of(alert, AT_RISK) or {} for day, alert in alerts.items()}
+        return [MetricDay(date=day, at_risk_pct=shares[day].get("current_value"), baseline_pct=shares[day].get("baseline_value"),
+                          severity=alert["severity"], alert_flag=alert["alert_flag"]) for day, alert in alerts.items()]
 
     def _risk_levels(self, day: date) -> dict[str, int] | None:
         if not self.lake.exists("churn_detection", day):
@@ -211,7 +217,8 @@ class Reader:
         daily = self._read("retention_daily", day)[0]
         return DaySummary(
             date=day, severity=alert["severity"], alert_flag=alert["alert_flag"], gate=alert["gate"], at_risk_pct=daily["at_risk_pct"],
-            baseline_pct=alert["baseline_value"], customers=daily["customers"], status_distribution=_statuses(daily), tiers=self.tiers(day),
+            baseline_pct=(row_of(alert, AT_RISK) or {}).get("baseline_value"), customers=daily["customers"],
+            status_distribution=_statuses(daily), tiers=self.tiers(day),
         )
 
     # -- the pack ------------------------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ class Reader:
             text = (pack.folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise Refused(f"The Action Pack of {pack.day} has lost {name}.", "", f'build_priority_queue(date="{pack.day}")') from None
-        return _IMAGE.sub("cid:at_risk_trend.png", text) if format == "email" else text
+        return with_cids(text, pack.folder) if format == "email" else text
 
     def brief(self, day: date, format: str, offset: int) -> Brief:
         pack = self.pack(day)

@@ -53,7 +53,7 @@ class Preset:
 
     name: str
     title: str
-    dataset: Literal["orders", "customers", "suppressions"]
+    dataset: Literal["orders", "customers", "suppressions", "closures"]
     formats: tuple[Format, ...]
     fields: tuple[Field, ...]
     key: str

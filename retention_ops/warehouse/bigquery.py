@@ -266,6 +266,8 @@ class BigQuery(Warehouse):
         for declared in (PARTITION_LOG, *(table for table in TABLES.values() if table.stored != "version")):
             if declared.name not in there:
                 self._create(self._table(declared))
+            elif declared.stored == "day":
+                self._widen(declared)
         self._ready = True
 
     def _create_dataset(self) -> bigquery.Dataset:
@@ -294,6 +296,16 @@ class BigQuery(Warehouse):
 
     def _create(self, table: bigquery.Table) -> None:
         self.jobs.call(f"creating {table.table_id}", lambda **how: self.jobs.client.create_table(table, exists_ok=True, **how))
+
+    def _widen(self, declared: Table) -> None:
+        """Gives a table of an older version of this code the columns it lacks: at its end, where a new column has to be declared."""
+        reference = self.reference(declared.name)
+        table = self.jobs.call(f"looking at {declared.name}", lambda **how: self.jobs.client.get_table(reference, **how))
+        there = {field.name for field in table.schema}
+        added = [field for field in schema(declared) if field.name not in there]
+        if added:
+            table.schema = [*table.schema, *added]
+            self.jobs.call(f"adding columns to {declared.name}", lambda **how: self.jobs.client.update_table(table, ["schema"], **how))
 
     # -- versions --------------------------------------------------------------------------------------------------
 
@@ -365,7 +377,7 @@ class Session:
 
     def show_nothing(self, table: str) -> None:
         """`table` has no rows."""
-        columns = ", ".join(f"CAST(NULL AS {column.type}) AS {column.name}" for column in TABLES[table].columns)
+        columns = ", ".join(f"CAST(NULL AS {column.type}) AS {column.name}" for column in RELATIONS[table].columns)
         self.show(table, f"SELECT {columns} FROM UNNEST([1]) WHERE FALSE")
 
     def statement(self, text: str) -> str:

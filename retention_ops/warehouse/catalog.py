@@ -6,7 +6,7 @@ the table dictionary and, in production, BigQuery's DDL. It holds no rule: rules
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GoogleType = Literal["STRING", "DATE", "INT64", "FLOAT64", "BOOL", "TIMESTAMP"]
@@ -134,23 +134,35 @@ TABLES: dict[str, Table] = {
             _c("at_risk_pct", "FLOAT64", "100 x at_risk / customers, %", True),
             _c("inactive_pct", "FLOAT64", "100 x inactive / customers, %", True),
         ), "as_of_date"),
-        Table("alert_logic", "The macro alert as of D: AT_RISK % against the mean of the 7 previous days (SQL5).", "day",
+        Table("alert_logic", "The macro alerts as of D, a row for each rule: AT_RISK % against the mean of the 7 previous days, and "
+              "returning customers against what their own rhythm predicts (SQL5).", "day",
               ("alert_date", "alert_type", "scope"), (
                   _c("alert_date", "DATE", "Reference date D"),
-                  _c("alert_type", "STRING", "retention_status_degradation"),
+                  _c("alert_type", "STRING", "Which rule: retention_status_degradation or returning_customers_shortfall"),
                   _c("scope", "STRING", "global"),
-                  _c("metric_name", "STRING", "at_risk_pct"),
-                  _c("current_value", "FLOAT64", "The metric on D, %", True),
-                  _c("baseline_value", "FLOAT64", "Mean of the 7 previous days, %", True),
-                  _c("delta_pct", "FLOAT64", "current - baseline, percentage points", True),
+                  _c("metric_name", "STRING", "at_risk_pct, or returning_customers"),
+                  _c("current_value", "FLOAT64", "The metric on D: %, or customers", True),
+                  _c("baseline_value", "FLOAT64", "Mean of the 7 previous days, %; or customers expected", True),
+                  _c("delta_pct", "FLOAT64", "current - baseline: percentage points, or customers", True),
                   _c("delta_relative_pct", "FLOAT64", "100 x (current - baseline) / baseline, %", True),
-                  _c("threshold_warning", "FLOAT64", "WARNING from this delta_relative_pct, %"),
-                  _c("threshold_critical", "FLOAT64", "CRITICAL from this delta_relative_pct, %"),
+                  _c("threshold_warning", "FLOAT64", "WARNING from this delta_relative_pct, %: a rise, or (below 0) a shortfall; "
+                                                     "null where nobody is expected", True),
+                  _c("threshold_critical", "FLOAT64", "CRITICAL likewise", True),
                   _c("severity", "STRING", "INFO, WARNING or CRITICAL"),
                   _c("alert_flag", "BOOL", "Severity is WARNING or CRITICAL"),
                   _c("sample_size", "INT64", "Customers behind the metric"),
                   _c("gate", "STRING", "Which safeguard held the alert back: data_incomplete, history_warmup, "
-                                       "baseline_warmup, min_sample; null: none", True),
+                                       "baseline_warmup, min_sample, partial_day; null: none", True),
+                  _c("window_days", "INT64", "Shortfall only, like all that follow: days up to D that fall short most, 3 to 14", True),
+                  _c("observed", "INT64", "Customers who came back in them", True),
+                  _c("expected", "FLOAT64", "Customers who were due back, as known before they began", True),
+                  _c("expected_low", "FLOAT64", "Below this is WARNING", True),
+                  _c("expected_high", "FLOAT64", "As far above", True),
+                  _c("overdispersion", "FLOAT64", "Variance of a day's count as a multiple of a Poisson count's, at least 1", True),
+                  _c("score", "FLOAT64", "(expected - observed) / sqrt(overdispersion x expected)", True),
+                  _c("level", "FLOAT64", "Returns of the last 4 weeks before the window against their half-year habit; 1: the same", True),
+                  _c("day_alone", "BOOL", "D by itself has less than a quarter of what was due on it", True),
+                  _c("sentence", "STRING", "The row in words", True),
               ), "alert_date"),
         Table("customer_priority", "Who to contact first on D, with reasons.", "day", ("customer_id",), (
             _c("run_date", "DATE", "Reference date D"),
@@ -224,5 +236,72 @@ PRIORITY_INTERVALS = Table(
         _c("to_day", "INT64", "Its last day within the range, likewise"),
     ))
 
-RELATIONS = {**TABLES, PRIORITY_INTERVALS.name: PRIORITY_INTERVALS}
+CALENDAR_DAYS = Table("calendar_days", "Public holidays and planned closures, from the settings.", "whole", ("calendar_date",), (
+    _c("calendar_date", "DATE", "The day"),
+    _c("reason", "STRING", "The holiday's name, or the reason of the closure"),
+    _c("planned", "BOOL", "A planned closure, else a public holiday"),
+))
+
+CLOSED_DAYS = Table("closed_days", "Days without trade: planned closures, and public holidays with hardly an order; never stored.", "whole",
+                    ("closed_date",), (
+    _c("closed_date", "DATE", "Closed day"),
+    _c("reason", "STRING", "Why", True),
+))
+
+DUE_DAILY = Table(
+    "due_daily", "Customers who could come back on a day, and who did, by rhythm and recency; never stored.", "whole",
+    ("as_of_date", "rhythm", "recency"), (
+        _AS_OF,
+        _c("rhythm", "INT64", "Usual gap: 0 one shopping day, 1..5 below 10, 20, 35, 60, 100 days, 6 slower"),
+        _c("recency", "INT64", "Silence from this many days on"),
+        _c("due", "INT64", "Customers in the cell"),
+        _c("returned", "INT64", "Of these with an order on the day"),
+    ), "as_of_date")
+
+RETURN_EXPECTATIONS = Table(
+    "return_expectations", "How likely a customer who is due comes back on a day, as known at the end of a date; never stored.", "whole",
+    ("known_day", "rhythm", "recency", "weekday"), (
+        _c("known_day", "DATE", "What was known at the end of this date P"),
+        _c("rhythm", "INT64", "As in due_daily"),
+        _c("recency", "INT64", "Likewise"),
+        _c("weekday", "INT64", "Days since 1970-01-01, modulo 7"),
+        _c("chance", "INT64", "Of a thousand million: returns per customer of the cell on a day of that weekday after P", True),
+        _c("level", "FLOAT64", "Returns of the last 4 weeks up to P against their half-year habit", True),
+    ), "known_day")
+
+RETURNING_CUSTOMERS = replace(
+    TABLES["alert_logic"], name="returning_customers",
+    description="Returning customers against what their own rhythm predicts, as rows of alert_logic; never stored.",
+)
+
+DUE_CUSTOMERS = Table(
+    "due_customers", "Who was due back in a window by their own rhythm, and who of them came; never stored.", "whole", ("customer_id",), (
+        _CUSTOMER,
+        _c("chance", "INT64", "Returns in the window expected of a thousand million such customers"),
+        _c("returned", "INT64", "Days of the window with an order"),
+        _c("was_new", "BOOL", "Had one shopping day when the window began, or in it"),
+        _c("last_order_date", "DATE", "Date of the latest order by D"),
+        _c("days_since_last_order", "INT64", "Days"),
+        _c("usual_gap_days", "FLOAT64", "Span / (order_days - 1); null with one shopping day", True),
+        _c("total_orders", "INT64", "Completed orders by D"),
+        _c("avg_order_value", "FLOAT64", "Currency units, 2 places"),
+        _c("is_overdue", "BOOL", "Did not come in the window and is silent for longer than the usual gap"),
+        _c("value_due", "FLOAT64", "chance x average order value, currency units, 2 places"),
+    ))
+
+SHORTFALL_SLICES = Table(
+    "shortfall_slices", "Due and returned customers of a window by what is known of them; never stored.", "whole", ("attribute", "value"), (
+        _c("attribute", "STRING", "history, country, segment, loyalty_tier or acquisition_channel"),
+        _c("value", "STRING", "Its value; (unknown) where the customer has none"),
+        _c("customers", "INT64", "Customers with an order before D"),
+        _c("expected", "FLOAT64", "Of these due back"),
+        _c("observed", "INT64", "Returns"),
+        _c("missing", "FLOAT64", "expected - observed"),
+        _c("score", "FLOAT64", "missing / sqrt(overdispersion x expected)", True),
+    ))
+
+_BETWEEN = (
+    PRIORITY_INTERVALS, CALENDAR_DAYS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS, DUE_CUSTOMERS, SHORTFALL_SLICES,
+)
+RELATIONS = {**TABLES, **{table.name: table for table in _BETWEEN}}
 """everything a rule may yield or read"""

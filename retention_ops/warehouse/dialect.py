@@ -41,3 +41,11 @@ def no_rows(table: Table) -> str:
     """A SELECT with the table's typed columns and nothing in them."""
     columns = ", ".join(f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS {column.name}" for column in table.columns)
     return f"SELECT {columns} WHERE false"
+
+
+def declared_scan(table: Table, *paths: Path, options: str = "") -> str:
+    """The rows of these parquet files with the table's columns in their declared order; null where an older file lacks one.
+
+    BY NAME puts them beside a relation without rows: files from before a column was declared need no other reading.
+    """
+    return f"({no_rows(table)} UNION ALL BY NAME SELECT * FROM {parquet_scan(*paths, options=', union_by_name = true' + options)})"

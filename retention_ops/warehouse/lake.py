@@ -19,7 +19,7 @@ import pandas as pd
 
 from retention_ops.errors import QualityError
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
-from retention_ops.warehouse.dialect import file_list, literal, no_glob, no_rows, parquet_scan
+from retention_ops.warehouse.dialect import declared_scan, file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
 from retention_ops.warehouse.seam import Warehouse
 
@@ -136,7 +136,7 @@ class Lake(Warehouse):
         with self.connection() as connection:
             if not self.exists(table, part):
                 return connection.sql(no_rows(TABLES[table])).df()
-            return connection.sql(f"SELECT * FROM {parquet_scan(self.path(table, part))}{order}").df()
+            return connection.sql(f"SELECT * FROM {declared_scan(TABLES[table], self.path(table, part))}{order}").df()
 
     def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:
         """The rows of all stored partitions from `first` to `last`."""
@@ -145,7 +145,7 @@ class Lake(Warehouse):
             if not paths:
                 return connection.sql(no_rows(TABLES[table])).df()
             order = ", ".join(dict.fromkeys([TABLES[table].date_column, *TABLES[table].key]))
-            return connection.sql(f"SELECT * FROM {parquet_scan(*paths)} ORDER BY {order}").df()
+            return connection.sql(f"SELECT * FROM {declared_scan(TABLES[table], *paths)} ORDER BY {order}").df()
 
     # -- the views a user opens ------------------------------------------------------------------------------------
 
@@ -172,11 +172,12 @@ class Lake(Warehouse):
         match table.stored:
             case "day" if any(self._stored_days(table.name)):
                 pattern = f"{no_glob(self.root / table.name)}/day=*/part-0.parquet"
+                columns = self._columns_of_days(table)
                 # day is cut from the file's name, which prunes files as hive_partitioning does; that one takes any
                 # 'name=value' folder on the way for a column too
                 return (
                     f"SELECT {columns}, CAST(right(parse_dirpath(filename), 10) AS DATE) AS day "
-                    f"FROM read_parquet({literal(pattern)}, hive_partitioning = false, filename = true)"
+                    f"FROM read_parquet({literal(pattern)}, hive_partitioning = false, filename = true, union_by_name = true)"
                 )
             case "day":
                 return f"SELECT *, NULL::DATE AS day FROM ({no_rows(table)})"
@@ -187,7 +188,22 @@ class Lake(Warehouse):
                 path = self.path(table.name)
         if not path or not path.is_file():
             return no_rows(table)
-        return f"SELECT {columns} FROM {parquet_scan(path)}"
+        return f"SELECT {columns} FROM {declared_scan(table, path)}"
+
+
+    def _columns_of_days(self, table: Table) -> str:
+        """The declared columns as the view of a per-day table names them: null what the newest file is too old to have.
+
+        What only older files lack is null by union_by_name. (A union with no_rows would do both, but then no date is pruned.)
+        """
+        newest = parquet_scan(self.path(table.name, max(self._stored_days(table.name))))
+        try:
+            with self.connection() as connection:
+                known = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {newest}").fetchall()}
+        except duckdb.Error:  # damaged: who asks for that date is told
+            known = set(table.column_names)
+        missing = {column.name: f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS " for column in table.columns if column.name not in known}
+        return ", ".join(f"{missing.get(name, '')}{name}" for name in table.column_names)
 
 
 def _read_marker(path: Path) -> object:

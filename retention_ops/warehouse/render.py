@@ -20,13 +20,20 @@ FILES = {
     "cohort_retention_evolution": "04_cohort_retention_evolution.sql",
     "retention_daily": "05_retention_daily.sql",
     "alert_logic": "05_alert_logic.sql",
+    "closed_days": "05_closed_days.sql",
+    "due_daily": "05_due_daily.sql",
+    "return_expectations": "05_return_expectations.sql",
+    "returning_customers": "05_returning_customers.sql",
     "customer_priority": "06_customer_priority.sql",
+    "due_customers": "07_due_customers.sql",
+    "shortfall_slices": "08_shortfall_slices.sql",
 }
 """table -> the file in sql/ that states its rule"""
 
 FAST_FILES = {
     "base_customers": "fast/base_customers.sql",
     "retention_daily": "fast/retention_daily.sql",
+    "due_daily": "fast/due_daily.sql",
     "priority_intervals": "fast/priority_intervals.sql",
     "retention_snapshot": "fast/retention_snapshot.sql",
 }

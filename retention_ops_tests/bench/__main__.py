@@ -134,12 +134,14 @@ def rivals_python(work: Path) -> Path:
     return python
 
 
-def run_tasks(folder: Path, size: str, rounds: int, rivals: Path | None) -> dict[str, list[dict]]:
-    """Every task once per round: {task: [measurement]}. The rivals must find what the rules find."""
+def run_tasks(folder: Path, size: str, rounds: int, rivals: Path | None, only: Sequence[str] = ()) -> dict[str, list[dict]]:
+    """Every task (or `only` these) once per round: {task: [measurement]}. The rivals must find what the rules find."""
     home, large = folder / "home", size in LIMITS
     taken: dict[str, list[dict]] = {}
     for turn in range(1 if large else rounds):
         for task in IN_2_GB if large else TASKS:
+            if only and task not in only:
+                continue
             say(f"{size}: round {turn + 1}: {task}")
             words = [sys.executable, "-m", "retention_ops_tests.bench.tasks", task, home, LIMITS.get(size, "")]
             taken.setdefault(task, []).append(measured(words))
@@ -217,13 +219,13 @@ def machine() -> dict[str, str]:
     }
 
 
-def earlier_report(out: Path, now: set[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Rows and steps of an earlier run, without the sizes that are measured now."""
+def earlier_report(out: Path, now: set[str], only: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Rows and steps of an earlier run, without the sizes (or of these `only` the tasks) that are measured now."""
     if not (out / "benchmarks.json").exists():
         return [], {}
     report = json.loads((out / "benchmarks.json").read_text())
-    steps = {size: taken for size, taken in report["backfill_steps_s"].items() if size not in now}
-    return [row for row in report["rows"] if row["size"] not in now], steps
+    steps = {size: taken for size, taken in report["backfill_steps_s"].items() if size not in now or only}
+    return [row for row in report["rows"] if row["size"] not in now or (only and row["task"] not in only)], steps
 
 
 def main() -> None:
@@ -232,6 +234,7 @@ def main() -> None:
     parser.add_argument("--pipeline", default="100k,1M,10M", help="sizes at which `run` and `backfill` are timed as a user has them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--add", action="store_true", help="keep what docs/benchmarks.json says of sizes this run does not measure")
+    parser.add_argument("--tasks", default="", help="with --add: measure only these again, and the floor to compare them with")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="shops and environments; may be deleted at any time")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     chosen = parser.parse_args()
@@ -239,14 +242,20 @@ def main() -> None:
     if unknown := {*sizes, *pipelines} - set(CUSTOMERS):
         parser.error(f"unknown size {', '.join(sorted(unknown))}; allowed: {', '.join(CUSTOMERS)}")
     about, work = machine(), chosen.work.resolve()
-    rivals = rivals_python(work) if set(sizes) - set(LIMITS) else None
-    earlier, steps = earlier_report(chosen.out, {*sizes, *pipelines}) if chosen.add else ([], {})
+    only = [task for task in chosen.tasks.split(",") if task]
+    if only and (not chosen.add or set(only) - set(TASKS)):
+        parser.error(f"--tasks goes with --add and takes of {', '.join(TASKS)}")
+    rivals = rivals_python(work) if set(sizes) - set(LIMITS) and not only else None
+    earlier, steps = earlier_report(chosen.out, {*sizes, *pipelines}, only) if chosen.add else ([], {})
     rows: list[Row] = []
     for size in CUSTOMERS:
         if size not in {*sizes, *pipelines}:
             continue
         folder = work / size
         taken = dict(make_shop(folder, size))
+        if only:
+            rows += [row for row in rows_of(run_tasks(folder, size, chosen.rounds, None, [FLOOR_TASK, *only]), size) if row.task in only]
+            continue
         if size in sizes:
             taken |= run_tasks(folder, size, chosen.rounds, rivals if size not in LIMITS else None)
         if size in pipelines:
@@ -257,6 +266,8 @@ def main() -> None:
                     say(f"Dagster with nothing to do: {task}")
                     taken[task] = [measured([sys.executable, "-m", "retention_ops_tests.bench.empty", "8", "365", task])]
         rows += rows_of(taken, size)
+        write_report(chosen.out, earlier + [asdict(row) for row in rows], steps, about, GOALS)
+    if only:
         write_report(chosen.out, earlier + [asdict(row) for row in rows], steps, about, GOALS)
     say(f"written: {chosen.out}/benchmarks.md, .json, .png")
 

@@ -105,7 +105,7 @@ def one_day_in_four(shop: Shop) -> dict:
 def alerts(count: int) -> Callable[[Shop], dict]:
     def work(shop: Shop) -> dict:
         shop.space.build_range("alert_logic", days(count)[0], LAST)
-        return {"days": shop.run("SELECT COUNT(*) FROM alert_logic")[0][0]}
+        return {"days": shop.run("SELECT COUNT(DISTINCT alert_date) FROM alert_logic")[0][0]}
 
     return work
 

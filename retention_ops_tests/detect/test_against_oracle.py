@@ -40,7 +40,7 @@ def differences_on(lake: Lake, orders: pd.DataFrame, d: date, tables: Sequence[s
 
 def alert_differences(lake: Lake, orders: pd.DataFrame, from_day: date, to_day: date, complete_through: date) -> list[str]:
     expected = oracle.alert_history(orders, from_day, to_day, complete_through, lake.settings)
-    return oracle.differences("alert_logic", expected, alert_history(lake, from_day, to_day))
+    return oracle.differences("alert_logic", expected, oracle.of_rule(oracle.FIRST_RULE, alert_history(lake, from_day, to_day)))
 
 
 def cohort_differences(lake: Lake, orders: pd.DataFrame) -> list[str]:
@@ -96,7 +96,22 @@ def test_every_alert_of_a_small_shop_day_by_day(lake: Lake, orders: pd.DataFrame
     days = every_date(orders)[-80:]
     one_by_one = pd.concat([table_for(lake, "alert_logic", day) for day in days], ignore_index=True)
     expected = oracle.alert_history(orders, days[0], days[-1], max(orders["order_date"]), lake.settings)
-    assert oracle.differences("alert_logic", expected, one_by_one) == []
+    assert oracle.differences("alert_logic", expected, oracle.of_rule(oracle.FIRST_RULE, one_by_one)) == []
+
+
+def test_the_second_rules_alerts_are_its_rows(lake: Lake, orders: pd.DataFrame):
+    """A row of each rule for every date; those of the second are returning_customers, column by column."""
+    days = every_date(orders)
+    with workspace(lake) as space:
+        space.build_range("alert_logic", days[0], days[-1])
+        alerts, rows = space.rows("alert_logic"), space.rows("returning_customers")
+    assert list(alerts.columns) == list(rows.columns)
+    second = oracle.of_rule(oracle.SECOND_RULE, alerts)
+    assert oracle.plain_rows(second) == oracle.plain_rows(rows) and len(rows) == len(days)
+    first = oracle.of_rule(oracle.FIRST_RULE, alerts)
+    assert len(first) == len(days) == len(alerts) / 2
+    assert {row[-oracle.DETAILS:] for row in oracle.plain_rows(first)} == {(None,) * oracle.DETAILS}
+    assert all(set(second[name]) - {None} for name in second.columns[-oracle.DETAILS:])
 
 
 def test_cohorts_of_a_small_shop(lake: Lake, orders: pd.DataFrame):
@@ -300,7 +315,8 @@ def test_a_percentage_on_the_line_counts_whatever_the_sample(tmp_path: Path, cur
     for n in below:
         orders = shop_with_at_risk_counts([20] * 7 + [current], n, end)
         lake = lake_with(orders, tmp_path / str(n), complete_through=end)
-        assert table_for(lake, "alert_logic", end)["severity"].tolist() == [severity]
+        alerts = oracle.of_rule(oracle.FIRST_RULE, table_for(lake, "alert_logic", end))
+        assert alerts["severity"].tolist() == [severity]
         assert alert_differences(lake, orders, end, end, end) == []
 
 

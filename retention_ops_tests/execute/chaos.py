@@ -55,7 +55,7 @@ def prepared_home(home: Path, customers: int = 1500, **settings: object) -> tupl
     with workspace(Lake(given)) as space:
         for table in ("retention_daily", "alert_logic"):
             space.build_range(table, shop.last_date - timedelta(120), shop.last_date)
-        flagged = space.connection.execute("SELECT alert_date FROM alert_logic WHERE alert_flag ORDER BY 1").fetchall()
+        flagged = space.connection.execute("SELECT DISTINCT alert_date FROM alert_logic WHERE alert_flag ORDER BY 1").fetchall()
     return given, [day for day, in flagged]
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from retention_ops.detect.alerts import AT_RISK, SHORTFALL, alert_of
 from retention_ops.errors import LedgerError
 from retention_ops.execute import incidents
 from retention_ops.execute.incidents import WORKDAYS, business_deadline, calm_since
@@ -86,7 +87,7 @@ def test_a_shop_open_around_the_clock_counts_every_hour():
 
 # -- when one is over --------------------------------------------------------------------------------------------------
 
-INCIDENT = {"last_flagged_on": date(2024, 2, 19), "frozen_baseline": 40.0, "frozen_warning_pct": 15.0}
+INCIDENT = {"alert_type": AT_RISK, "last_flagged_on": date(2024, 2, 19), "frozen_baseline": 40.0, "frozen_warning_pct": 15.0}
 
 
 def days(*readings):
@@ -95,7 +96,8 @@ def days(*readings):
     for number, reading in enumerate(readings, start=1):
         if reading is not None:
             rows.append({
-                "alert_date": (date(2024, 2, 19) + timedelta(number)).isoformat(), "gate": "min_sample" if reading == "gated" else None,
+                "alert_type": AT_RISK, "alert_date": (date(2024, 2, 19) + timedelta(number)).isoformat(),
+                "gate": "min_sample" if reading == "gated" else None,
                 "current_value": 41.0 if isinstance(reading, str) else reading, "alert_flag": reading == "flagged"})
     return rows
 
@@ -118,6 +120,34 @@ def test_three_calm_days_end_an_incident(readings, over):
 def test_days_up_to_the_last_flagged_one_are_no_calm_days():
     rows = [{**row, "alert_date": (date.fromisoformat(row["alert_date"]) - timedelta(3)).isoformat()} for row in days(41, 41, 41)]
     assert calm_since(INCIDENT, rows) is None
+
+
+def shortfall(day: int, observed: int, expected: float, level: float, **changes):
+    return {"alert_type": SHORTFALL, "alert_date": f"2024-02-{19 + day}", "severity": "INFO", "alert_flag": False, "gate": None,
+            "observed": observed, "expected": expected, "level": level, **changes}
+
+
+@pytest.mark.parametrize(("rows", "over"), [
+    # opened at a level of 100 of 100 usual returns, line at 75
+    ([shortfall(1, 76, 100, 1.0), shortfall(2, 76, 100, 1.0), shortfall(3, 76, 100, 1.0)], 3),
+    ([shortfall(1, 75, 100, 1.0), shortfall(2, 75, 100, 1.0), shortfall(3, 75, 100, 1.0)], None),  # on the line is not above it
+    # half the customers stay away for good: the expectation has followed, the half-year habit has not
+    ([shortfall(1, 50, 50, 0.5), shortfall(2, 50, 50, 0.5), shortfall(3, 50, 50, 0.5)], None),
+    ([shortfall(1, 90, 100, 1.0), shortfall(2, 0, 100, 1.0, gate="partial_day"), shortfall(3, 90, 90, 1.0), shortfall(4, 90, 90, 1.0)], 4),
+    ([shortfall(1, 90, None, None), shortfall(2, 90, 90, 1.0), shortfall(3, 90, 90, 1.0)], None),
+])
+def test_customers_who_stay_away_for_good_are_no_recovery(rows, over):
+    incident = {"alert_type": SHORTFALL, "last_flagged_on": date(2024, 2, 19), "frozen_baseline": 100.0, "frozen_warning_pct": -25.0}
+    assert calm_since(incident, rows) == (date(2024, 2, 19) + timedelta(over) if over else None)
+
+
+def test_a_day_flagged_by_the_other_rule_is_not_calm():
+    incident = {"alert_type": SHORTFALL, "last_flagged_on": date(2024, 2, 19), "frozen_baseline": 100.0, "frozen_warning_pct": -25.0}
+    risen = {"alert_type": AT_RISK, "alert_date": "2024-02-21", "severity": "WARNING", "alert_flag": True, "gate": None,
+             "current_value": 9.0}
+    rows = [shortfall(day, 90, 90, 1.0) for day in (1, 2, 3)]
+    assert calm_since(incident, rows) == date(2024, 2, 22)
+    assert calm_since(incident, [rows[0], alert_of([risen, rows[1]]), rows[2]]) is None
 
 
 # -- what people do ----------------------------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ def facts_of(alert: dict[str, Any], *, before: list[dict[str, Any]] | None = Non
         "daily": {"as_of_date": alert["alert_date"], "customers": sample, **parts,
                   **{f"{name}_pct": 100 * people / sample if sample else None for name, people in parts.items()}},
         "history": [*(before or []), alert],
+        "shortfalls": [], "missing": None,
+        "flagged": {row["alert_date"] for row in (*(before or []), alert) if row["alert_flag"]},
         "newly_at_risk": {"customers": 780, "on_p2": 55, "one_order": 532},
         "counts": {"P1": 43, "P2": 1_412, "P3": 1},
         "totals": {"P1": 46, "P2": 1_412, "P3": 1},

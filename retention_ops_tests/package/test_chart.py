@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retention_ops.package import chart
-from retention_ops.package.chart import axis_range, spread, trend_chart
+from retention_ops.package.chart import axis_range, returning_chart, shortfall_range, spread, trend_chart
 
 D = date(2026, 6, 30)
 
@@ -158,3 +158,49 @@ def test_a_chart_takes_a_fraction_of_a_second():
         draw(history)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.4
+
+
+# --- returning customers -------------------------------------------------------------------------------------------------
+
+
+def due(days_before: int, value: float | None, severity: str = "INFO", gate: str | None = None, *, lines=(-10.0, -20.0)) -> dict[str, Any]:
+    return {"alert_date": D - timedelta(days=days_before), "delta_relative_pct": value, "threshold_warning": lines[0],
+            "threshold_critical": lines[1], "severity": severity, "alert_flag": severity != "INFO", "gate": gate,
+            "window_days": 14, "observed": 26, "expected": 35.4}
+
+
+ODD_RETURNS = {
+    "no rows": [],
+    "one row": [due(0, -3.0)],
+    "nothing known": [due(back, None, gate="baseline_warmup", lines=(None, None)) for back in range(5, -1, -1)],
+    "all held back": [due(back, -90.0, gate="min_sample") for back in range(9, -1, -1)],
+    "days missing": [due(50, 5.0), due(10, None), due(0, -30.0, "CRITICAL")],
+    "nobody came": [due(1, -100.0, "CRITICAL"), due(0, -100.0, "CRITICAL")],
+    "huge": [due(2, 1e12), due(1, 3.0, lines=(-1e9, -1e12)), due(0, 1e15)],
+}
+
+
+@pytest.mark.parametrize("story", ODD_RETURNS)
+def test_every_window_of_returns_is_a_png_of_the_same_size_and_the_same_bytes(story):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (returning_chart(ODD_RETURNS[story], "Shop") for _ in range(2))
+    assert size(first) == (chart.WIDTH, chart.HEIGHT) and first == second
+
+
+@pytest.mark.parametrize(("last", "says"), [
+    (due(0, -26.64, "CRITICAL"), "CRITICAL: 26.6 % fewer customers came back than were due"),
+    (due(0, -9.98), "No alert: 9.98 % fewer customers came back than were due"),
+    (due(0, 4.0), "No alert: 4.0 % more customers came back than were due"),
+    (due(0, 0.0), "No alert: as many customers came back as were due"),
+    (due(0, -40.0, gate="min_sample"), "Not judged: 40.0 % fewer customers came back than were due"),
+    (due(0, None), "Nobody can be said to be due back yet"),
+])
+def test_the_title_of_returns_says_what_the_last_day_says(last, says):
+    assert chart._Returns([due(1, 1.0), last]).sentence() == says
+
+
+@given(st.floats(-1e9, 0), st.floats(0, 1e9))
+def test_the_axis_of_returns_holds_zero_and_what_can_be_shown(low, high):
+    bottom, top, step = shortfall_range(low, high)
+    assert max(low, -100) >= bottom >= -100 and min(high, 200) <= top <= 200 and 1 <= (top - bottom) / step <= 9

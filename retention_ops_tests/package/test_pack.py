@@ -24,7 +24,6 @@ from retention_ops.package.audiences import COLUMNS, LeftOut, build_audience, sa
 from retention_ops.package.brief import long_day
 from retention_ops.package.pack import (
     add_files,
-    alert_version,
     audiences_of,
     brief_facts,
     build_pack,
@@ -57,14 +56,16 @@ def test_a_pack_names_every_file_with_its_hash_and_rows(small_lake):
     pack = build(small_lake)
     verify(pack)
     assert set(pack.manifest["files"]) == {
-        "briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png",
+        "briefing_INFO.md", "briefing.slack.json", "briefing.html", "at_risk_trend.png", "returning_customers.png",
         *(f"audience_{tier}_{D}.csv" for tier in ("P1", "P2", "P3")),
     }
     for tier in ("P1", "P2", "P3"):
         rows = list(csv.reader(io.StringIO((pack.folder / f"audience_{tier}_{D}.csv").read_bytes().decode(), newline="")))
         assert rows[0] == COLUMNS
         assert len(rows) - 1 == pack.manifest["files"][f"audience_{tier}_{D}.csv"]["rows"] == pack.manifest["audiences"][tier]["rows"]
-    assert pack.manifest["alert_version"] == alert_version(facts_of(small_lake).alert)
+    alert = facts_of(small_lake).alert
+    assert pack.is_of(alert) and set(pack.manifest["alert_versions"]) == {"retention_status_degradation", "returning_customers_shortfall"}
+    assert not pack.is_of({**alert, "current_value": 1.0})
 
 
 def test_only_its_owner_can_read_a_pack(small_lake):

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from retention_ops.detect.alerts import AT_RISK
 from retention_ops.detect.explain import explain_customer
 from retention_ops.package.pack import find_pack, records
 from retention_ops.serve.arguments import business_date
@@ -24,8 +25,9 @@ BAD_DATES = [
 @MODES
 def test_the_decision_is_the_alert_row(house, mode):
     told = house.call("get_alert_decision", mode, date=str(DAY))
-    (row,) = records(house.lake.read("alert_logic", DAY))
-    assert {name: told[name] for name in row} == row and row["severity"] == "CRITICAL"
+    row, other = records(house.lake.read("alert_logic", DAY))
+    assert {name: told[name] for name in row} == row and (row["alert_type"], row["severity"]) == (AT_RISK, "CRITICAL")
+    assert [{name: other[name] for name in each} for each in told["others"]] == told["others"] != []
     assert told["gate_reason"] is None and told["stale"] is False and str(DAY) in told["next"]
 
 
@@ -43,7 +45,7 @@ def test_the_context_counts_what_the_tables_hold(house, mode):
     churn = house.lake.read("churn_detection", DAY)
     levels = churn[churn["retention_status"] == "AT_RISK"]["churn_risk_level"].value_counts()
     assert told["at_risk_by_risk_level"] == {level: int(levels.get(level, 0)) for level in ("HIGH", "MEDIUM", "LOW")}
-    history = records(house.lake.read_range("alert_logic", DAY - timedelta(days=13), DAY))
+    history = [row for row in records(house.lake.read_range("alert_logic", DAY - timedelta(days=13), DAY)) if row["alert_type"] == AT_RISK]
     assert [(day["date"], day["at_risk_pct"], day["severity"]) for day in told["last_days"]] == \
         [(row["alert_date"], row["current_value"], row["severity"]) for row in history]
     assert (told["limit"], told["total"], told["truncated"], told["missing_days"]) == (14, 14, False, [])
@@ -97,7 +99,7 @@ def test_somebody_who_said_no_may_not_be_contacted(house, tmp_path):
 def test_two_dates_side_by_side(house, mode):
     told = house.call("compare_dates", mode, a=str(RISE), b=str(DAY))
     for name, day in (("a", RISE), ("b", DAY)):
-        (alert,), (daily,) = records(house.lake.read("alert_logic", day)), records(house.lake.read("retention_daily", day))
+        (alert, _), (daily,) = records(house.lake.read("alert_logic", day)), records(house.lake.read("retention_daily", day))
         counts = house.lake.read("customer_priority", day)["priority_tier"].value_counts()
         assert told[name]["severity"] == alert["severity"] and told[name]["customers"] == daily["customers"]
         assert told[name]["tiers"] == {tier: int(counts.get(tier, 0)) for tier in ("P1", "P2", "P3")}

@@ -245,7 +245,34 @@ class BigQueryServer(LoopbackServer):
 
     def _patch_table(self, dataset: str, table: str, body: dict[str, Any]) -> dict[str, Any]:
         self._writable(dataset)
-        return self._make(dataset, table, self._table(dataset, table) | body) if "view" in body else self._table(dataset, table) | body
+        if "view" in body:
+            return self._make(dataset, table, self._table(dataset, table) | body)
+        if "schema" in body:
+            self._change_schema(dataset, table, body["schema"]["fields"])
+        return self._table(dataset, table) | body
+
+    def _change_schema(self, dataset: str, table: str, fields: list[dict[str, Any]]) -> None:
+        """Columns may be added, nullable only, and REQUIRED may be relaxed; nothing else."""
+        before = {item["name"]: item for item in self._table(dataset, table)["schema"]["fields"]}
+        after = {item["name"]: item for item in fields}
+
+        def refuse(why: str) -> None:
+            raise Refused(400, "invalid", f"Provided Schema does not match Table {self.project}:{dataset}.{table}. {why}")
+
+        if gone := before.keys() - after.keys():
+            refuse(f"Field {min(gone)} is missing in new schema")
+        for name, item in after.items():
+            mode, old = item.get("mode", "NULLABLE"), before.get(name)
+            if old is None and mode == "REQUIRED":
+                refuse(f"Cannot add required fields to an existing schema. (field: {name})")
+            if old is not None and LEGACY.get(item["type"], item["type"]) != LEGACY.get(old["type"], old["type"]):
+                refuse(f"Field {name} has changed type from {old['type']} to {item['type']}")
+            if old is not None and mode == "REQUIRED" and old.get("mode", "NULLABLE") != "REQUIRED":
+                refuse(f"Field {name} has changed mode from NULLABLE to REQUIRED")
+            if old is None:
+                kind = DUCKDB_TYPES[LEGACY.get(item["type"], item["type"])]
+                self._duck.execute(f'ALTER TABLE "{dataset}"."{table}" ADD COLUMN "{name}" {kind}')
+        self._table(dataset, table)["schema"] = {"fields": fields}
 
     def _delete_table(self, dataset: str, table: str) -> dict[str, Any]:
         self._writable(dataset)

@@ -14,9 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from retention_ops.detect.closures import CalendarDay
 from retention_ops.detect.compute import BASELINE_DAYS, PRIORITY_ORDER, queue_of_range, workspace
 from retention_ops.settings import load_settings
 from retention_ops.warehouse.catalog import RELATIONS, TABLES
+from retention_ops.warehouse.dialect import no_rows
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query
 from retention_ops_tests import oracle
@@ -194,6 +196,8 @@ def _answers(case: Case, run: Run) -> Answers:
 def by_duckdb(case: Case) -> Answers:
     """From the renderings on DuckDB."""
     with workspace(case.lake) as space:
+        # here alert_logic is its first rule only; second_rule.py is about the other
+        space.connection.execute(f"CREATE TEMP VIEW returning_customers AS {no_rows(RELATIONS['returning_customers'])}")
 
         def run(rule: Query, **dates: date) -> pd.DataFrame:
             space.run(rule, **dates)
@@ -218,14 +222,21 @@ def _order(table: str) -> list[str]:
 class Reference:
     """One case's tables inside the reference implementation."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, closed_days: Sequence[date] = (), calendar: Sequence[CalendarDay] = ()):
         self.case = case
         orders = case.orders
         self._rows: dict[str, list[tuple]] = {"orders": list(orders[TABLES["orders"].column_names].itertuples(index=False, name=None))}
+        self._rows["closed_days"] = [(day, None) for day in closed_days]
+        self._rows["calendar_days"] = [(entry.day, entry.reason, entry.kind == "planned closure") for entry in calendar]
+        self._rows["returning_customers"] = []  # until it is run
         self._rows["customers"] = [] if case.customers is None else [
             (*(oracle.plain(value) for value in row[:6]), None)
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)
         ]
+
+    def assume(self, table: str, rows: list[tuple]) -> None:
+        """Makes `rows` readable as a table that is not run."""
+        self._rows[table] = rows
 
     def run(self, rule: Query, **dates: date) -> pd.DataFrame:
         """Executes a rule and keeps its rows as the table that later rules read."""

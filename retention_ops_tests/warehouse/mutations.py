@@ -17,7 +17,7 @@ from pathlib import Path
 
 from retention_ops.detect.compute import queue_of_range
 from retention_ops.warehouse import render
-from retention_ops_tests.warehouse import edges
+from retention_ops_tests.warehouse import edges, second_rule
 
 TURNED = {"<=": "<", ">=": ">", "<": "<=", ">": ">=", "<>": "=", "=": "<>", "BETWEEN": "NOT BETWEEN"}
 COMPARISON = re.compile(r"<>|<=|>=|<|>|=|(?<!ROWS )\bBETWEEN\b")
@@ -67,26 +67,48 @@ def _forget() -> None:
         read_once.cache_clear()
 
 
-def _analysis(mutant: Mutant) -> list[str]:
-    rule = next(
+def _rule(mutant: Mutant) -> render.Query:
+    """As it is in force."""
+    return next(
         read(table) for read, files in ((render.query, render.FILES), (render.fast_query, render.FAST_FILES))
         for table, name in files.items() if name == mutant.file)
+
+
+def _analysis(mutant: Mutant) -> list[str]:
     try:
-        edges.analyzed(rule)
+        edges.analyzed(_rule(mutant))
     except Exception as error:
         return [str(error)]
     return []
 
 
-def noticed(mutant: Mutant, cases: list[edges.Case]) -> tuple[str, str] | None:
-    """(tier, first difference) of the first tier that notices, or None. The reference implementation is asked last: it is slow."""
+def noticed(mutant: Mutant, cases: list[edges.Case], checks: second_rule.Checks) -> tuple[str, str] | None:
+    """(tier, first difference) of the first tier that notices, or None. The reference implementation is asked last: it is slow.
+
+    Files of the second rule are asked of `checks`, which DuckDB answers; all others of `cases`.
+    """
     with in_force(mutant):
         wrong = _analysis(mutant)
         if wrong:
             return "1 analysis", wrong[0]
+        if mutant.file in second_rule.FILES:
+            return _checked(mutant, checks)
         return _executed(cases, "2 DuckDB against the oracle", edges.by_duckdb) or _executed(
             [case for case in cases if "customer_priority" in case.tables], "2 reference implementation against the oracle",
             edges.by_google_sql)
+
+
+def _checked(mutant: Mutant, checks: second_rule.Checks) -> tuple[str, str] | None:
+    rule = _rule(mutant)
+    for check in checks.of(rule.table):
+        try:
+            wrong = check.differences(rule)
+        except Exception as error:
+            wrong = [f"{check.name}: {type(error).__name__}: {str(error).splitlines()[0]}"]
+        if wrong:
+            return "2 DuckDB against the oracle", wrong[0]
+    wrong = checks.reference(rule)
+    return ("2 reference implementation against the oracle", wrong[0]) if wrong else None
 
 
 def _executed(cases: list[edges.Case], tier: str, answer: Callable) -> tuple[str, str] | None:
@@ -106,18 +128,19 @@ Written by `python -m retention_ops_tests.warehouse.mutations`. Each of the {cou
 `BETWEEN`) in `sql/` and `sql/fast/` was turned around alone (`<=` into `<`, `=` into `<>`, ...) and the tiers of the README were asked.
 "DuckDB against the oracle" is the test `test_duckdb_gives_what_the_oracle_expects`, "reference implementation" is
 `test_the_reference_implementation_gives_what_the_oracle_expects`, both in
-[test_google_sql.py](../retention_ops_tests/warehouse/test_google_sql.py). The {unnoticed} that nobody notices mean the same;
-[test_mutations.py](../retention_ops_tests/warehouse/test_mutations.py) says why of each. `make test` tries seven, `make test-all` all.
+[test_google_sql.py](../retention_ops_tests/warehouse/test_google_sql.py); files of the second rule are asked, by DuckDB, of
+[second_rule.py](../retention_ops_tests/warehouse/second_rule.py). The {unnoticed} that nobody notices mean the same;
+[test_mutations.py](../retention_ops_tests/warehouse/test_mutations.py) says why of each. `make test` tries some, `make test-all` all.
 
 | file | line | comparison | turned into | tier | first difference |
 |---|---|---|---|---|---|"""
 
 
-def report(cases: list[edges.Case]) -> str:
+def report(cases: list[edges.Case], checks: second_rule.Checks) -> str:
     """docs/sql_mutations.md: a table of all mutants."""
     lines, unnoticed = [], 0
     for mutant in mutants():
-        tier, why = noticed(mutant, cases) or ("**none**", "")
+        tier, why = noticed(mutant, cases, checks) or ("**none**", "")
         unnoticed += not why
         cells = (f"`{mutant.before}`", f"`{mutant.after}`", tier, why[:140])
         lines.append(f"| {mutant.file} | {mutant.line} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -126,4 +149,6 @@ def report(cases: list[edges.Case]) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as where:
-        print(report(list(edges.cases(Path(where)))))
+        checks = second_rule.Checks(Path(where) / "second")
+        print(report(list(edges.cases(Path(where))), checks))
+        checks.close()

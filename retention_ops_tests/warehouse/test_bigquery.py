@@ -19,13 +19,16 @@ import pandas as pd
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.api_core import exceptions
+from google.cloud import bigquery
 from google.cloud.bigquery import client as client_module
 
 from retention_ops.commands import shared
 from retention_ops.commands.estimate import show_estimate
 from retention_ops.detect import in_bigquery
-from retention_ops.detect.compute import PRIORITY_ORDER, table_for, workspace
-from retention_ops.detect.in_bigquery import estimates
+from retention_ops.detect.alerts import DETAILS
+from retention_ops.detect.compute import PRIORITY_ORDER, closures_between, table_for, workspace
+from retention_ops.detect.in_bigquery import BETWEEN, estimates
 from retention_ops.errors import InputRefused, SettingsError, UsageError, WarehouseError
 from retention_ops.execute.gate import Gate
 from retention_ops.execute.trail import publish_log
@@ -304,6 +307,24 @@ def test_more_rows_than_a_page_arrive_whole(server, warehouse):
     assert len(warehouse.read("orders", version)) == len(small_shop()) > 500
 
 
+def test_closed_days_are_those_of_the_lake(server, tmp_path):
+    """The calendar reaches BigQuery as part of the statement; a reason may hold anything."""
+    path = tmp_path / "closures.csv"
+    path.write_text("from,to,reason\n2024-03-20,2024-03-21,\"O'Neill's \"\"stock\\taking\"\", ünïted\"\n", encoding="utf-8")
+    more = {"holiday_country": "GB-ENG", "closures_file": path}
+    local, remote = lake_with(small_shop(), tmp_path / "lake", **more), bigquery_with(server, small_shop(), tmp_path / "home", **more)
+    first, last = D - timedelta(200), D
+    found = []
+    for lake in (local, remote):
+        with workspace(lake) as space:
+            space.build_closed_days(first, last)
+            found.append([tuple(row) for row in space.rows("closed_days").itertuples(index=False)])
+            space.build_closed_days(date(2023, 11, 6), date(2023, 11, 7))  # a range without a day of the calendar
+            assert space.rows("closed_days").empty
+    assert found[0] == found[1] and (pd.Timestamp(2024, 3, 20), "O'Neill's \"stock\\taking\", ünïted") in found[0]
+    assert closures_between(local, first, last) == closures_between(remote, first, last)
+
+
 def test_a_large_file_is_uploaded_in_a_resumable_way(server, warehouse, monkeypatch):
     monkeypatch.setattr(client_module, "_MAX_MULTIPART_SIZE", 10)
     server.fail("lost_after", r"PUT .*")
@@ -491,7 +512,7 @@ def test_a_dry_run_names_the_bytes_of_every_rule_and_computes_nothing(server, wa
         pass
     jobs, billed = len(server.jobs), warehouse.jobs.bytes_billed
     scanned = estimates(warehouse, D)
-    assert set(scanned) == {*PER_DAY, "cohort_retention_evolution"} and all(count > 0 for count in scanned.values())
+    assert set(scanned) == {*PER_DAY, *BETWEEN, "cohort_retention_evolution"} and all(count > 0 for count in scanned.values())
     assert scanned["base_customers"] > estimates(warehouse, D - timedelta(150))["base_customers"]
     assert (len(server.jobs), warehouse.jobs.bytes_billed) == (jobs, billed), "dry runs are no jobs"
 
@@ -564,3 +585,36 @@ def test_the_lake_needs_no_client_of_google(tmp_path):
 
 def test_settings_address_the_server(server):
     assert load_settings(**addressed(server)).warehouse == "bigquery"
+
+
+def test_a_table_of_an_older_version_gets_the_columns_it_lacks(server, warehouse):
+    """What was there stays readable, with nulls; the next write fills them."""
+    def stored(lake):
+        with workspace(lake) as space:
+            space.build("alert_logic", D)
+            lake.write(space.connection, "alert_logic", D, space.provenance, where=f"alert_date = DATE '{D}'")
+
+    stored(warehouse)
+    resource = server.tables[server.dataset, "alert_logic"]
+    resource["schema"]["fields"] = [item for item in resource["schema"]["fields"] if item["name"] not in DETAILS]
+    for name in DETAILS:
+        server._duck.execute(f'ALTER TABLE "{server.dataset}"."alert_logic" DROP COLUMN "{name}"')
+    again = on_bigquery(server, warehouse.settings)
+    with workspace(again):
+        old = again.read("alert_logic", D)
+    assert len(old) == 2 and old["sentence"].isna().all() and list(old.columns) == TABLES["alert_logic"].column_names
+    stored(again)
+    assert again.read("alert_logic", D)["score"].notna().sum() == 1
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (lambda fields: fields[1:], "is missing in new schema"),
+    (lambda fields: [*fields, bigquery.SchemaField("more", "STRING", mode="REQUIRED")], "Cannot add required fields"),
+    (lambda fields: [bigquery.SchemaField(fields[0].name, "STRING"), *fields[1:]], "has changed type"),
+])
+def test_the_fake_refuses_schema_changes_that_bigquery_refuses(warehouse, change, why):
+    with workspace(warehouse):
+        table = warehouse.jobs.client.get_table(warehouse.reference("alert_logic"))
+    table.schema = change(list(table.schema))
+    with pytest.raises(exceptions.BadRequest, match=why):
+        warehouse.jobs.client.update_table(table, ["schema"], retry=None)

@@ -7,13 +7,18 @@ DuckDB over the same shops, and holds both against the naive oracle. That is not
 from __future__ import annotations
 
 import re
+from datetime import date, timedelta
 
 import pytest
 
-from retention_ops.detect.compute import queue_of_range
-from retention_ops.warehouse.catalog import RELATIONS
+from retention_ops.detect.compute import BASELINE_DAYS, DUE_DAYS, queue_of_range, workspace
+from retention_ops.warehouse.catalog import RELATIONS, TABLES
 from retention_ops.warehouse.render import FAST_FILES, FILES, Query, fast_query, query
 from retention_ops_tests import oracle
+from retention_ops_tests.detect.test_closures import closed, given, naive, random_shop
+from retention_ops_tests.detect.test_returning_customers import close, some_attributes
+from retention_ops_tests.oracle_returning import Returning
+from retention_ops_tests.shops import lake_with, small_shop
 from retention_ops_tests.warehouse import edges
 from retention_ops_tests.warehouse.google_sql import engine
 
@@ -75,6 +80,62 @@ def test_the_reference_implementation_and_duckdb_give_the_same_rows(answers):
 
 def test_duckdb_gives_what_the_oracle_expects(cases):
     assert [line for case in cases for line in edges.against_oracle(case, edges.by_duckdb(case))] == []
+
+
+def test_returning_customers_by_all_three(tmp_path):
+    """A shop of its own: the look-back of 385 days makes these statements the dearest for the reference implementation."""
+    orders = small_shop()
+    few = orders[[customer in {f"c{number}" for number in range(12)} for customer in orders["customer_id"]]].reset_index(drop=True)
+    closed, first, last = [date(2024, 1, 1)], date(2024, 4, 9), date(2024, 4, 10)
+    given = some_attributes(few)
+    lake = lake_with(few, tmp_path, customers=given, min_due=2, shortfall_warning=0.5)
+    known = given.reindex(columns=TABLES["customers"].column_names).replace("", None)
+    case = edges.Case("a dozen customers", few, lake, (first, last), known)
+    google = edges.Reference(case, closed_days=closed)
+    google.run(query("customer_days"))
+    naive = Returning(few, case.lake.settings, case.complete_through, closed)
+    back = first - timedelta(DUE_DAYS)
+    for due in (query("due_daily"), fast_query("due_daily")):
+        found = google.run(due, from_date=back, to_date=last)
+        assert oracle.differences("due_daily", naive.due_daily(oracle.dates(back, last)), found) == []
+    google.run(query("return_expectations"), from_date=first, to_date=last)
+    expected = naive.frame([first, last])
+    found = google.run(query("returning_customers"), from_date=first, to_date=last)
+    assert oracle.differences("returning_customers", expected, found) == []
+    assert set(expected["gate"]) == {None, "partial_day"} and set(expected["window_days"]) <= set(range(3, 15))
+    google.run(query("retention_daily"), from_date=first - timedelta(BASELINE_DAYS), to_date=last)
+    alerts = google.run(query("alert_logic"), from_date=first, to_date=last)
+    second = oracle.of_rule(oracle.SECOND_RULE, alerts)
+    assert oracle.plain_rows(second) == oracle.plain_rows(found)
+    days = int(expected["window_days"].iloc[-1])
+    missing = {"due_customers": naive.due_customers(last - timedelta(days - 1), last)}
+    missing["shortfall_slices"] = naive.shortfall_slices(missing["due_customers"], last, given)
+    with workspace(lake) as space:
+        close(space, (*closed,))
+        space.build_range("alert_logic", first, last)
+        assert oracle.differences("alert_logic", alerts, space.rows("alert_logic")) == []
+        space.build_missing(last, days)
+        for table, rows in missing.items():
+            from_google = google.run(query(table), from_date=last - timedelta(days - 1), to_date=last)
+            assert oracle.differences(table, rows, from_google) == []
+            assert oracle.differences(table, rows, space.rows(table)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_closed_days_by_all_three(tmp_path, monkeypatch, seed):
+    """Small random shops with a calendar of their own, for a range inside; and a shop whose calendar is empty."""
+    orders, entries = random_shop(seed)
+    lake = lake_with(orders, tmp_path, holiday_country="GB")
+    first, last = orders["order_date"].min() + timedelta(20), orders["order_date"].max() + timedelta(5)
+    for days in (entries, []):
+        google = edges.Reference(edges.Case("random", orders, lake, (first, last)), calendar=days)
+        google.run(query("customer_days"))
+        found = google.run(query("closed_days"), from_date=first, to_date=last)
+        expected = naive(orders, days, first, last)
+        assert dict(zip(found["closed_date"], found["reason"], strict=True)) == expected and len(found) == len(expected)
+        given(monkeypatch, days)
+        with workspace(lake) as space:
+            assert closed(space, first, last) == expected
 
 
 def test_the_shops_are_worth_comparing(cases):

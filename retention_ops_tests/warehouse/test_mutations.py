@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from retention_ops_tests.warehouse import edges, mutations
+from retention_ops.warehouse.render import FAST_FILES, FILES, query
+from retention_ops_tests.warehouse import edges, mutations, second_rule
 
 EQUIVALENT = {
     # without a second shopping day gaps and span are both 0, and 0 > 0 is as false as the condition in front of it
@@ -14,6 +15,29 @@ EQUIVALENT = {
      "gaps >= 0 AND 100 * days_since_last_order * gaps > @frequency_drop_pct * span_days AS is_frequency_drop,"),
     ("03_churn_detection.sql", "OR (gaps > 0 AND 100 * days_since_last_order * gaps > @inconsistent_gap_pct * span_days)",
      "OR (gaps >= 0 AND 100 * days_since_last_order * gaps > @inconsistent_gap_pct * span_days)"),
+    # an order on the last day is due on no day of the range: the join, or the runs, leave it out again
+    ("05_due_daily.sql", "WHERE order_date < @to_date", "WHERE order_date <= @to_date"),
+    *((file, "WHERE order_date < @to_date AND (next_order_date IS NULL OR next_order_date >= @from_date)",
+       "WHERE order_date <= @to_date AND (next_order_date IS NULL OR next_order_date >= @from_date)")
+      for file in ("07_due_customers.sql", "fast/due_daily.sql")),
+    # either branch gives the same value where both sides are equal
+    ("05_returning_customers.sql", "CASE WHEN noise.overdispersion > 1 THEN noise.overdispersion ELSE 1.0 END AS overdispersion,",
+     "CASE WHEN noise.overdispersion >= 1 THEN noise.overdispersion ELSE 1.0 END AS overdispersion,"),
+    ("05_returning_customers.sql",
+     "SQRT((CASE WHEN noise.overdispersion > 1 THEN noise.overdispersion ELSE 1.0 END) * windows.expected) AS spread",
+     "SQRT((CASE WHEN noise.overdispersion >= 1 THEN noise.overdispersion ELSE 1.0 END) * windows.expected) AS spread"),
+    ("05_returning_customers.sql",
+     "CASE WHEN expected < @shortfall_warning * spread THEN 0.0 ELSE expected - @shortfall_warning * spread END AS expected_low,",
+     "CASE WHEN expected <= @shortfall_warning * spread THEN 0.0 ELSE expected - @shortfall_warning * spread END AS expected_low,"),
+    ("fast/due_daily.sql", "UNIX_DATE(CASE WHEN next_order_date <= @to_date THEN next_order_date ELSE @to_date END) AS last_day,",
+     "UNIX_DATE(CASE WHEN next_order_date < @to_date THEN next_order_date ELSE @to_date END) AS last_day,"),
+    # no gap: 0 days > 0 days is false as well
+    ("07_due_customers.sql",
+     "due.returned = 0 AND as_of_d.gaps > 0 AND as_of_d.days_since_last_order * as_of_d.gaps > as_of_d.span_days AS is_overdue,",
+     "due.returned = 0 AND as_of_d.gaps >= 0 AND as_of_d.days_since_last_order * as_of_d.gaps > as_of_d.span_days AS is_overdue,"),
+    # nobody more is added to a day that the calendar names anyway
+    ("fast/due_daily.sql", "WHERE returned > 0 AND to_day >= UNIX_DATE(@from_date)",
+     "WHERE returned >= 0 AND to_day >= UNIX_DATE(@from_date)"),
     # both only spare work: a silence that ended with the range's first day, or with ACTIVE, is cut to nothing further down
     ("fast/priority_intervals.sql", "AND (next_order_date IS NULL OR next_order_date > @from_date)",
      "AND (next_order_date IS NULL OR next_order_date >= @from_date)"),
@@ -21,7 +45,7 @@ EQUIVALENT = {
      "WHERE active_high_from <= LEAST(last_day, @active_days) OR (last_day > @active_days AND medium_from <= last_day)",
      "WHERE active_high_from <= LEAST(last_day, @active_days) OR (last_day >= @active_days AND medium_from <= last_day)"),
 }
-SEVEN = {
+SOME = {
     ("02_retention_snapshot.sql", "WHEN days_since_last_order <= @active_days THEN 'ACTIVE'"),
     ("03_churn_detection.sql", "gaps > 0 AND 100 * days_since_last_order * gaps > @frequency_drop_pct * span_days AS is_frequency_drop,"),
     ("05_alert_logic.sql", "WHEN ROUND(delta_relative_pct, 9) >= @warning_pct THEN 'WARNING'"),
@@ -29,12 +53,31 @@ SEVEN = {
     ("06_customer_priority.sql", "WHEN total_revenue_cents > @vip_revenue_cents THEN @action_p1_vip"),
     ("fast/retention_daily.sql", "WHERE day <= UNIX_DATE(@to_date)"),
     ("fast/priority_intervals.sql", "WHERE from_day <= to_day"),
+    ("05_due_daily.sql", "WHEN silence < 8 THEN 4"),
+    ("05_returning_customers.sql", "WHEN ROUND(score, 9) >= @shortfall_critical THEN 'CRITICAL'"),
+    ("05_returning_customers.sql", "WHERE window_days = 1 AND 4 * observed < expected"),
+    ("07_due_customers.sql", "WHEN silence < 31 THEN 22"),
+    ("08_shortfall_slices.sql", "JOIN returning_customers ON returning_customers.alert_date = @to_date"),
 }
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     return list(edges.cases(tmp_path_factory.mktemp("edges")))
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory):
+    found = second_rule.Checks(tmp_path_factory.mktemp("second"))
+    yield found
+    found.close()
+
+
+def test_the_checks_find_nothing_in_the_rules_as_they_are(checks):
+    assert {check.table for check in checks.checks} == {
+        table for table, file in {**FILES, **FAST_FILES}.items() if file in second_rule.FILES}
+    assert [line for check in checks.checks for line in check.differences(query(check.table))] == []
+    assert checks.reference(query("due_customers")) == []
 
 
 def test_the_report_is_about_the_rules_as_they_are():
@@ -46,15 +89,16 @@ def test_the_report_is_about_the_rules_as_they_are():
     assert f"Each of the {len(mutants)} comparisons" in (root / "README.md").read_text(encoding="utf-8")
 
 
-def test_seven_turned_comparisons_are_noticed(cases):
+def test_some_turned_comparisons_are_noticed(cases, checks):
     """One in each file with a threshold; by DuckDB against the oracle, as the reference implementation gives the same rows."""
     chosen = [mutant for mutant in mutations.mutants()
-              if (mutant.file, mutant.before) in SEVEN and (mutant.file, mutant.before, mutant.after) not in EQUIVALENT]
-    assert {(mutant.file, mutant.before) for mutant in chosen} == SEVEN
-    assert [mutant for mutant in chosen if mutations.noticed(mutant, cases) is None] == []
+              if (mutant.file, mutant.before) in SOME and (mutant.file, mutant.before, mutant.after) not in EQUIVALENT]
+    assert {(mutant.file, mutant.before) for mutant in chosen} == SOME
+    assert [mutant for mutant in chosen if mutations.noticed(mutant, cases, checks) is None] == []
 
 
 @pytest.mark.slow
-def test_every_turned_comparison_is_noticed(cases):
-    unnoticed = {(mutant.file, mutant.before, mutant.after) for mutant in mutations.mutants() if mutations.noticed(mutant, cases) is None}
+def test_every_turned_comparison_is_noticed(cases, checks):
+    unnoticed = {(mutant.file, mutant.before, mutant.after) for mutant in mutations.mutants()
+                 if mutations.noticed(mutant, cases, checks) is None}
     assert unnoticed == EQUIVALENT

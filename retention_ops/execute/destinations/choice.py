@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retention_ops.settings import Settings
+from retention_ops.settings import REAL_MODES, TEST_MODES, TRIAL, Settings
 
 SLOTS = ("slack", "ticket", "sheets", "webhook")
 """in the order they are served"""
@@ -21,9 +21,11 @@ def chosen(slot: str, settings: Settings, mode: str) -> str:
         "webhook": settings.webhook_to if settings.webhook_to == "local" else "webhook",
         "mail": "mail" if settings.smtp_host and settings.mail_to else "local",
     }[slot]
-    if mode == "pilot" and slot in ("webhook", "mail"):
+    if mode in TEST_MODES and slot in ("webhook", "mail"):
         return "local"  # neither has a test target: a pilot must not set a real workflow off
-    return wanted if mode in ("pilot", "live") else "local"
+    if mode == TRIAL and wanted != "local" and not target_of(slot, settings, mode):
+        return "local"  # who went live without test targets need not set them up for a new rule
+    return wanted if mode in REAL_MODES else "local"
 
 
 def target_of(slot: str, settings: Settings, mode: str) -> str:

@@ -39,7 +39,7 @@ from retention_ops.execute.destinations.seam import (
     Table,
     Throttled,
 )
-from retention_ops.settings import Secrets, Settings
+from retention_ops.settings import TEST_MODES, Secrets, Settings
 
 SCOPES = ["https://www.googleapis.com/auth/spreadsheets"]
 GOOGLE = "https://sheets.googleapis.com"
@@ -170,7 +170,7 @@ class Sheets:
         """Nothing is asked yet. Raises SettingsError naming what is missing."""
         spreadsheet = settings.target("sheets_spreadsheet", mode)
         if not spreadsheet:
-            missing = "RETENTION_OPS_SHEETS_TEST_SPREADSHEET" if mode == "pilot" else "RETENTION_OPS_SHEETS_SPREADSHEET"
+            missing = "RETENTION_OPS_SHEETS_TEST_SPREADSHEET" if mode in TEST_MODES else "RETENTION_OPS_SHEETS_SPREADSHEET"
             raise SettingsError(f"{missing} is not set: the id in the spreadsheet's address, docs.google.com/spreadsheets/d/<id>")
         if not _safe_address(settings.sheets_api_url):
             raise SettingsError("RETENTION_OPS_SHEETS_API_URL must begin with https:// (http:// only on a loopback address)")

@@ -35,7 +35,7 @@ from retention_ops.execute.destinations.seam import (
     Rejected,
     Throttled,
 )
-from retention_ops.settings import Secrets, Settings
+from retention_ops.settings import TEST_MODES, Secrets, Settings
 
 EVENT_TYPE = "retention_ops_delivery"
 MENTION = "<!channel>"
@@ -109,7 +109,7 @@ class Slack:
 
         The client repeats nothing: slack_sdk's default handlers post a second time when the answer to the first is lost.
         """
-        variable = "RETENTION_OPS_SLACK_TEST_CHANNEL" if mode == "pilot" else "RETENTION_OPS_SLACK_CHANNEL"
+        variable = "RETENTION_OPS_SLACK_TEST_CHANNEL" if mode in TEST_MODES else "RETENTION_OPS_SLACK_CHANNEL"
         channel = settings.target("slack_channel", mode).strip()
         if not channel:
             raise SettingsError(f"{variable} is not set: the id of the channel, such as C0123ABCD")

@@ -25,7 +25,7 @@ from retention_ops.execute.destinations.seam import (
     Rejected,
     Throttled,
 )
-from retention_ops.settings import Secrets, Settings
+from retention_ops.settings import TEST_MODES, Secrets, Settings
 
 REPEATABLE = Lookup(repeatable=True)
 COMMENT = Lookup(wait_seconds=5)
@@ -64,7 +64,7 @@ def needed(settings: Settings, secrets: Secrets, mode: str, names: Sequence[str]
             value = secret.get_secret_value().strip() if secret else ""
         elif name == "ticket_project":
             value = settings.target(name, mode).strip()
-            name = "ticket_test_project" if mode == "pilot" else name
+            name = "ticket_test_project" if mode in TEST_MODES else name
         else:
             value = getattr(settings, name).strip()
         values.append(value)
