@@ -85,7 +85,7 @@ def every_row(space: Workspace, table: str, first: date, last: date) -> pd.DataF
 
 
 @pytest.mark.parametrize("kind", [outage(10), outage(50), outage(100), DECLINE, SEGMENT, LATE, PARTIAL], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("start", [START, date(2025, 11, 20)])
+@pytest.mark.parametrize("start", [START, pytest.param(date(2025, 11, 20), marks=pytest.mark.slow)])
 def test_an_injected_loss_is_what_the_rules_say_of_orders_without_the_lost_ones(shop, tmp_path, kind, start):
     loss = Loss(kind, start, seed=5)
     with injecting(shop) as space:

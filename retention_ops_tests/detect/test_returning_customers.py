@@ -63,7 +63,7 @@ def orders() -> pd.DataFrame:
     return small_shop()
 
 
-@pytest.mark.parametrize("closed", [(), CLOSED], ids=["always open", "closed days"])
+@pytest.mark.parametrize("closed", [pytest.param((), marks=pytest.mark.slow), CLOSED], ids=["always open", "closed days"])
 @pytest.mark.parametrize("complete", [None, date(2024, 5, 20)], ids=["complete", "held back"])
 def test_every_date_of_a_small_shop(tmp_path: Path, orders: pd.DataFrame, closed: tuple[date, ...], complete: date | None):
     lake = lake_with(orders, tmp_path, complete_through=complete, min_due=8, shortfall_warning=1.0, shortfall_critical=1.5)
@@ -78,7 +78,7 @@ def test_every_date_of_a_small_shop(tmp_path: Path, orders: pd.DataFrame, closed
     assert {None, "history_warmup", "data_incomplete"} <= {oracle.plain(gate) for gate in found["gate"]}
 
 
-@pytest.mark.parametrize("make", [query, fast_query], ids=["readable", "fast"])
+@pytest.mark.parametrize("make", [pytest.param(query, marks=pytest.mark.slow), fast_query], ids=["readable", "fast"])
 def test_who_is_due_on_every_date_of_a_small_shop(tmp_path: Path, orders: pd.DataFrame, make):
     days = every_date(orders)
     naive = Returning(orders, Settings(_env_file=None), None)
@@ -166,8 +166,8 @@ def test_what_comes_later_changes_nothing(tmp_path: Path, orders: pd.DataFrame):
 WINDOWS = [(date(2024, 4, 3), 3), (date(2024, 4, 3), 14), (date(2024, 5, 1), 7), (date(2024, 5, 28), 5), (date(2024, 1, 2), 4)]
 
 
-@pytest.mark.parametrize("shut", [(), CLOSED], ids=["always open", "closed days"])
-@pytest.mark.parametrize("known", [False, True], ids=["no attributes", "attributes"])
+@pytest.mark.parametrize("shut", [pytest.param((), marks=pytest.mark.slow), CLOSED], ids=["always open", "closed days"])
+@pytest.mark.parametrize("known", [pytest.param(False, marks=pytest.mark.slow), True], ids=["no attributes", "attributes"])
 def test_who_was_due_and_which_part_of_them_is_missing(tmp_path: Path, orders: pd.DataFrame, shut: tuple[date, ...], known: bool):
     given = some_attributes(orders) if known else None
     lake = lake_with(orders, tmp_path, customers=given, min_due=8)
