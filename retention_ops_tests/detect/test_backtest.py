@@ -84,7 +84,10 @@ def every_row(space: Workspace, table: str, first: date, last: date) -> pd.DataF
 # -- a loss is what it would be had the orders never come in -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [outage(10), outage(50), outage(100), DECLINE, SEGMENT, LATE, PARTIAL], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [
+    *(pytest.param(kind, id=kind.name) for kind in (outage(50), SEGMENT, PARTIAL)),
+    *(pytest.param(kind, id=kind.name, marks=pytest.mark.slow) for kind in (outage(10), outage(100), DECLINE, LATE)),
+])
 @pytest.mark.parametrize("start", [START, pytest.param(date(2025, 11, 20), marks=pytest.mark.slow)])
 def test_an_injected_loss_is_what_the_rules_say_of_orders_without_the_lost_ones(shop, tmp_path, kind, start):
     loss = Loss(kind, start, seed=5)
