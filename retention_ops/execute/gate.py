@@ -85,7 +85,7 @@ class Gate:
 
     def _begin_trial(self) -> None:
         days = self.settings.shortfall_pilot_days
-        if self.arms and self.settings.mode == "live" and self.settings.shortfall_response and days:
+        if self.arms and self.settings.mode in ("live", TRIAL) and self.settings.shortfall_response and days:
             why = f"the pilot period of {SHORTFALL} begins ({days} days, shortfall_pilot_days)"
             ledger.set_state(self.engine, ARMED_SHORTFALL, self.today().isoformat(), "retention-ops", why, self.clock(), once=True)
 

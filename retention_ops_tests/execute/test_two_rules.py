@@ -120,6 +120,13 @@ def test_in_its_pilot_period_a_shortfall_goes_to_the_test_targets(template, tmp_
         assert stage.responder().on(FLAGGED).gate(FLAGGED).verdict == "resume"
 
 
+def test_the_pilot_period_begins_with_a_shortfall_too(template, tmp_path):
+    with staged(template, tmp_path, first=FLAGGED, **SHORT) as stage:
+        stage.compute(FLAGGED - timedelta(1), FLAGGED)
+        stage.responder().on(FLAGGED).gate(FLAGGED)
+        assert ledger.read_state(stage.engine, ARMED_SHORTFALL)["value"] == (FLAGGED + timedelta(1)).isoformat()
+
+
 def test_a_rise_of_at_risk_meanwhile_is_live_and_opens_its_own_incident(template, tmp_path):
     with staged(template, tmp_path, first=FLAGGED, **SHORT) as stage:
         stage.compute(FLAGGED, DAY)
