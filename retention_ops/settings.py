@@ -97,7 +97,8 @@ class Settings(BaseSettings):
     warning_pct: float = Field(15.0, description="WARNING when AT_RISK % is this much above its baseline, in %", gt=0, allow_inf_nan=False)
     critical_pct: float = Field(25.0, description="CRITICAL likewise, in %", gt=0, allow_inf_nan=False)
     shortfall_warning: float = Field(
-        3.0, description="WARNING when fewer customers return than are due by this many times the noise", gt=0, allow_inf_nan=False,
+        3.0, gt=0, allow_inf_nan=False,
+        description="WARNING when fewer customers return than are due by this many times the noise, or two thirds of that 8 days running",
     )
     shortfall_critical: float = Field(4.5, description="CRITICAL likewise", gt=0, allow_inf_nan=False)
     min_due: int = Field(20, description="customers due back in a window before it is judged", ge=1)

@@ -30,7 +30,7 @@ ATTRIBUTES = ("country", "segment", "loyalty_tier", "acquisition_channel", "sign
 TIER_BASE = {"P1": 70, "P2": 50, "P3": 30}
 BASELINE_DAYS = 7
 FIRST_RULE, SECOND_RULE = "retention_status_degradation", "returning_customers_shortfall"
-DETAILS = 10
+DETAILS = 11
 """last columns of an alert, of which only the second rule has values"""
 
 

@@ -118,9 +118,19 @@ class Returning:
         longest = windows[-1] if windows else None
         return max(telling, key=lambda window: (round(window[4], 9), -window[0]), default=longest)
 
-    def falls_short(self, d: date) -> bool:
+    def lasting(self, d: date) -> float | None:
+        """The least score of the eight days up to D; None where too few were due on one of them."""
+        eight = [self.worst(d - timedelta(back)) for back in range(8)]
+        return min(each[4] for each in eight) if all(each and each[2] >= self.settings.min_due for each in eight) else None
+
+    def lasts(self, d: date, threshold: float) -> bool:
+        """On eight days running two thirds of a threshold were reached."""
+        least = self.lasting(d)
+        return least is not None and round(1.5 * least, 9) >= threshold
+
+    def falls_short(self, d: date, threshold: float) -> bool:
         worst = self.worst(d)
-        return bool(worst) and worst[2] >= self.settings.min_due and round(worst[4], 9) >= self.settings.shortfall_warning
+        return bool(worst) and worst[2] >= self.settings.min_due and (round(worst[4], 9) >= threshold or self.lasts(d, threshold))
 
     def alone(self, d: date) -> bool:
         """Less than a quarter of what was expected of D the evening before."""
@@ -132,20 +142,24 @@ class Returning:
         gate = self._gate(d, worst[2] if worst else None)
         start = (d, "returning_customers_shortfall", "global", "returning_customers")
         if worst is None:
-            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 8, self.alone(d), None)
+            return (*start, *[None] * 6, "INFO", False, 0, gate, *[None] * 9, self.alone(d), None)
         days, observed, expected, spread, score, level = worst
         warning, critical = self.settings.shortfall_warning, self.settings.shortfall_critical
         severity = "INFO"
-        if gate is None and round(score, 9) >= warning:
-            severity = "CRITICAL" if round(score, 9) >= critical else "WARNING"
+        if gate is None and self.falls_short(d, warning):
+            severity = "CRITICAL" if self.falls_short(d, critical) else "WARNING"
         change = 100 * (observed - expected) / expected if expected else None
         sentence = None if change is None else (
             f"{nearest(expected)} customers were due back in {days} days, {observed} came: "
             f"{'+' if observed >= expected else ''}{away_from_zero(change)} %")
+        if self.falls_short(d, warning) and round(score, 9) < warning:
+            sentence += ", and short for 8 days running"
+        warning, critical = (line / 1.5 if self.lasts(d, line) else line for line in (warning, critical))
         return (*start, float(observed), expected, observed - expected, change,
                 -100 * warning * spread / expected if expected else None, -100 * critical * spread / expected if expected else None,
                 severity, severity != "INFO", nearest(expected), gate, days, observed, expected,
-                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, level, self.alone(d), sentence)
+                max(0.0, expected - warning * spread), expected + warning * spread, overdispersion, score, self.lasting(d), level,
+                self.alone(d), sentence)
 
     def _gate(self, d: date, expected: float | None) -> str | None:
         if self.complete_through is None or d > self.complete_through:
@@ -156,7 +170,8 @@ class Returning:
             return "baseline_warmup"
         if expected < self.settings.min_due:
             return "min_sample"
-        return "partial_day" if self.falls_short(d) and self.alone(d) and not self.falls_short(d - timedelta(1)) else None
+        warning = self.settings.shortfall_warning
+        return "partial_day" if self.falls_short(d, warning) and self.alone(d) and not self.falls_short(d - timedelta(1), warning) else None
 
     def frame(self, days: Iterable[date]) -> pd.DataFrame:
         return _frame("returning_customers", [self.row(day) for day in days])
@@ -167,10 +182,10 @@ class Returning:
 
 
     def return_expectations(self, first: date, last: date) -> pd.DataFrame:
-        """What is known on each date from 15 days before `first` to the day before `last`, of every cell there is."""
-        cells = sorted({cell for day in dates(first - timedelta(386), last) for cell in self.counts(day)[0]})
+        """What is known on each date from 22 days before `first` to the day before `last`, of every cell there is."""
+        cells = sorted({cell for day in dates(first - timedelta(393), last) for cell in self.counts(day)[0]})
         rows = []
-        for known in dates(first - timedelta(15), last - timedelta(1)):
+        for known in dates(first - timedelta(22), last - timedelta(1)):
             found, level = self.chances(known) or (None, None)
             # 1970-01-01, the weekday 0 of the rules, was a Thursday
             rows += [(known, *cell, (weekday - 3) % 7, None if found is None else found.get(cell, {}).get(weekday, 0), level)

@@ -85,6 +85,7 @@ SELECT
   CAST(NULL AS FLOAT64) AS expected_high,
   CAST(NULL AS FLOAT64) AS overdispersion,
   CAST(NULL AS FLOAT64) AS score,
+  CAST(NULL AS FLOAT64) AS lasting_score,
   CAST(NULL AS FLOAT64) AS level,
   CAST(NULL AS BOOL) AS day_alone,
   CAST(NULL AS STRING) AS sentence
@@ -112,6 +113,7 @@ SELECT
   expected_high,
   overdispersion,
   score,
+  lasting_score,
   level,
   day_alone,
   sentence

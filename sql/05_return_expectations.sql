@@ -1,9 +1,9 @@
 -- return_expectations: how likely a customer who is due comes back on a day, by what was known at the end of a date P.
--- One row for each known_day from 15 days before @from_date to the day before @to_date,
+-- One row for each known_day from 22 days before @from_date to the day before @to_date,
 -- cell of rhythm x recency and weekday:
 --   the share of the cell that returned on a day, in the 26 weeks up to P,
 --   x the weekday's part of it in those weeks, x the level of the last 4 weeks against them.
--- Reads due_daily from 386 days before @from_date, and closed_days (days on which the shop does not trade: they teach nothing).
+-- Reads due_daily from 393 days before @from_date, and closed_days (days on which the shop does not trade: they teach nothing).
 -- Chances are of a thousand million and rounded to integers, so that sums of them do not depend on the order of rows.
 WITH calendar AS (
   SELECT
@@ -11,7 +11,7 @@ WITH calendar AS (
     UNIX_DATE(day) AS day_no,
     MOD(UNIX_DATE(day), 7) AS weekday,
     CASE WHEN closed_days.closed_date IS NULL THEN 1 ELSE 0 END AS open
-  FROM UNNEST(GENERATE_DATE_ARRAY(CAST(DATE_SUB(@from_date, INTERVAL 386 DAY) AS DATE), @to_date, INTERVAL 1 DAY)) AS day
+  FROM UNNEST(GENERATE_DATE_ARRAY(CAST(DATE_SUB(@from_date, INTERVAL 393 DAY) AS DATE), @to_date, INTERVAL 1 DAY)) AS day
   LEFT JOIN closed_days ON closed_days.closed_date = day
 ),
 cells AS (
@@ -61,7 +61,7 @@ known AS (
     same_weekdays.returned_4
   FROM calendar
   JOIN same_weekdays ON same_weekdays.day_no BETWEEN calendar.day_no - 6 AND calendar.day_no
-  WHERE calendar.day_no BETWEEN UNIX_DATE(@from_date) - 15 AND UNIX_DATE(@to_date) - 1
+  WHERE calendar.day_no BETWEEN UNIX_DATE(@from_date) - 22 AND UNIX_DATE(@to_date) - 1
 ),
 shares AS (
   -- of a thousand million

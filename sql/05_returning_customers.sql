@@ -1,8 +1,9 @@
 -- returning_customers: do the customers come back who are due by their own rhythm? The alert 'returning_customers_shortfall',
 -- one row for each day from @from_date to @to_date, in one sentence: "212 customers were due back in 7 days, 96 came: -55 %".
--- Reads due_daily from 386 days before @from_date, return_expectations of the same dates, and closed_days (they expect nobody).
+-- Reads due_daily from 393 days before @from_date, return_expectations of the same dates, and closed_days (they expect nobody).
 -- Windows of 3 to 14 days that end on D are each held against what was expected before they began; the one that falls short most,
 -- measured in its own noise, is the row of D. A steep fall shows in the short windows, a slow one in the long.
+-- Two thirds of a threshold are enough where the shortfall lasts: the least score of the 8 days up to D is `lasting_score`.
 -- Noise: a count that varies as (week over week, over 52 weeks) this shop's days do: `overdispersion` times a Poisson count.
 -- A day that falls out alone, the first below the line, may be a load that is not whole: it waits for the next day (partial_day).
 WITH calendar AS (
@@ -10,7 +11,7 @@ WITH calendar AS (
     day,
     UNIX_DATE(day) AS day_no,
     CASE WHEN closed_days.closed_date IS NULL THEN 1 ELSE 0 END AS open
-  FROM UNNEST(GENERATE_DATE_ARRAY(CAST(DATE_SUB(@from_date, INTERVAL 386 DAY) AS DATE), @to_date, INTERVAL 1 DAY)) AS day
+  FROM UNNEST(GENERATE_DATE_ARRAY(CAST(DATE_SUB(@from_date, INTERVAL 393 DAY) AS DATE), @to_date, INTERVAL 1 DAY)) AS day
   LEFT JOIN closed_days ON closed_days.closed_date = day
 ),
 due_on AS (
@@ -93,7 +94,7 @@ measured AS (
     SQRT((CASE WHEN noise.overdispersion > 1 THEN noise.overdispersion ELSE 1.0 END) * windows.expected) AS spread
   FROM windows
   JOIN noise ON noise.day_no = windows.day_no
-  WHERE windows.day_no >= UNIX_DATE(@from_date) - 1
+  WHERE windows.day_no >= UNIX_DATE(@from_date) - 8
 ),
 scored AS (
   -- without a return in 4 weeks there is no level, and nothing is expected, not even nobody
@@ -123,36 +124,61 @@ first_order AS (
   SELECT MIN(order_date) AS first_order_date
   FROM customer_days
 ),
-gated AS (
+judged_days AS (
   SELECT
     calendar.day,
     worst.*,
     alone.day_no IS NOT NULL AS day_alone,
+    -- a day on which too few are due ends what lasts
+    CASE WHEN worst.expected >= @min_due THEN worst.score END AS telling_score
+  FROM calendar
+  LEFT JOIN worst ON worst.day_no = calendar.day_no
+  LEFT JOIN alone ON alone.day_no = calendar.day_no
+  WHERE calendar.day >= CAST(DATE_SUB(@from_date, INTERVAL 8 DAY) AS DATE)
+),
+lasting AS (
+  SELECT
+    *,
+    CASE WHEN COUNT(telling_score) OVER days_8 = 8 THEN MIN(telling_score) OVER days_8 END AS lasting_score
+  FROM judged_days
+  WINDOW days_8 AS (ORDER BY day ROWS BETWEEN 7 PRECEDING AND CURRENT ROW)
+),
+lines AS (
+  SELECT
+    *,
+    CASE WHEN ROUND(1.5 * lasting_score, 9) >= @shortfall_warning THEN @shortfall_warning / 1.5 ELSE @shortfall_warning END AS warning_line,
+    CASE WHEN ROUND(1.5 * lasting_score, 9) >= @shortfall_critical THEN @shortfall_critical / 1.5 ELSE @shortfall_critical END AS critical_line,
+    COALESCE(ROUND(telling_score, 9) >= @shortfall_warning OR ROUND(1.5 * lasting_score, 9) >= @shortfall_warning, FALSE) AS is_short
+  FROM lasting
+),
+with_eve AS (
+  SELECT
+    *,
+    LAG(is_short) OVER (ORDER BY day) AS eve_is_short
+  FROM lines
+),
+gated AS (
+  SELECT
+    with_eve.*,
     CASE
       -- a stopped load must not look like churn
-      WHEN calendar.day > @complete_through THEN 'data_incomplete'
-      WHEN COALESCE(DATE_DIFF(calendar.day, first_order.first_order_date, DAY), -1) < @at_risk_days + 7 THEN 'history_warmup'
-      WHEN COALESCE(worst.expected, 0) = 0 THEN 'baseline_warmup'
-      WHEN worst.expected < @min_due THEN 'min_sample'
-      WHEN alone.day_no IS NOT NULL
-        AND ROUND(worst.score, 9) >= @shortfall_warning
-        AND (COALESCE(day_before.expected, 0) < @min_due OR ROUND(day_before.score, 9) < @shortfall_warning) THEN 'partial_day'
+      WHEN day > @complete_through THEN 'data_incomplete'
+      WHEN COALESCE(DATE_DIFF(day, first_order.first_order_date, DAY), -1) < @at_risk_days + 7 THEN 'history_warmup'
+      WHEN COALESCE(expected, 0) = 0 THEN 'baseline_warmup'
+      WHEN expected < @min_due THEN 'min_sample'
+      WHEN day_alone AND is_short AND NOT eve_is_short THEN 'partial_day'
     END AS gate
-  FROM calendar
+  FROM with_eve
   CROSS JOIN first_order
-  LEFT JOIN worst ON worst.day_no = calendar.day_no
-  LEFT JOIN worst AS day_before ON day_before.day_no = calendar.day_no - 1
-  LEFT JOIN alone ON alone.day_no = calendar.day_no
-  WHERE calendar.day >= @from_date
+  WHERE day >= @from_date
 ),
 judged AS (
   SELECT
     *,
     CASE
-      WHEN gate IS NOT NULL THEN 'INFO'
-      WHEN ROUND(score, 9) >= @shortfall_critical THEN 'CRITICAL'
-      WHEN ROUND(score, 9) >= @shortfall_warning THEN 'WARNING'
-      ELSE 'INFO'
+      WHEN gate IS NOT NULL OR NOT is_short THEN 'INFO'
+      WHEN ROUND(score, 9) >= @shortfall_critical OR ROUND(1.5 * lasting_score, 9) >= @shortfall_critical THEN 'CRITICAL'
+      ELSE 'WARNING'
     END AS severity
   FROM gated
 )
@@ -165,8 +191,8 @@ SELECT
   expected AS baseline_value,
   observed - expected AS delta_pct,
   100 * (observed - expected) / NULLIF(expected, 0) AS delta_relative_pct,
-  -100 * @shortfall_warning * spread / NULLIF(expected, 0) AS threshold_warning,
-  -100 * @shortfall_critical * spread / NULLIF(expected, 0) AS threshold_critical,
+  -100 * warning_line * spread / NULLIF(expected, 0) AS threshold_warning,
+  -100 * critical_line * spread / NULLIF(expected, 0) AS threshold_critical,
   severity,
   severity <> 'INFO' AS alert_flag,
   CAST(ROUND(COALESCE(expected, 0)) AS INT64) AS sample_size,
@@ -174,15 +200,17 @@ SELECT
   window_days,
   observed,
   expected,
-  CASE WHEN expected < @shortfall_warning * spread THEN 0.0 ELSE expected - @shortfall_warning * spread END AS expected_low,
-  expected + @shortfall_warning * spread AS expected_high,
+  CASE WHEN expected < warning_line * spread THEN 0.0 ELSE expected - warning_line * spread END AS expected_low,
+  expected + warning_line * spread AS expected_high,
   overdispersion,
   score,
+  lasting_score,
   level,
   day_alone,
   CONCAT(
     CAST(CAST(ROUND(expected) AS INT64) AS STRING), ' customers were due back in ', CAST(window_days AS STRING), ' days, ',
     CAST(observed AS STRING), ' came: ', CASE WHEN observed >= expected THEN '+' ELSE '' END,
-    CAST(CAST(ROUND(100 * (observed - expected) / NULLIF(expected, 0)) AS INT64) AS STRING), ' %'
+    CAST(CAST(ROUND(100 * (observed - expected) / NULLIF(expected, 0)) AS INT64) AS STRING), ' %',
+    CASE WHEN is_short AND ROUND(score, 9) < @shortfall_warning THEN ', and short for 8 days running' ELSE '' END
   ) AS sentence
 FROM judged

@@ -18,8 +18,8 @@ AT_RISK = "retention_status_degradation"
 SHORTFALL = "returning_customers_shortfall"
 RULES = (AT_RISK, SHORTFALL)
 RANK = {"INFO": 0, "WARNING": 1, "CRITICAL": 2}
-DETAILS = ("window_days", "observed", "expected", "expected_low", "expected_high", "overdispersion", "score", "level", "day_alone",
-           "sentence")
+DETAILS = ("window_days", "observed", "expected", "expected_low", "expected_high", "overdispersion", "score", "lasting_score", "level",
+           "day_alone", "sentence")
 """columns that the first rule leaves empty"""
 OTHERS = "others"
 """key of an alert under which the rows of the rules that do not lead stand"""

@@ -270,13 +270,17 @@ def episodes_of(real: RealDays, rule: str, threshold: float, period: Period) -> 
     return [{"from": real.first + timedelta(int(place)), "at_holidays": bool(real.near_holiday[place])} for place in places]
 
 
+def allowed_in(budget: float, period: Period) -> int:
+    """False episodes a period may have: an episode is not divided, 2 a year are 2 in 297 days, and in 343."""
+    return math.floor(budget * period.days / YEAR + 0.5)
+
+
 def lowest_within(real: RealDays, rule: Rule, budget: float, period: Period, least: float = 0.0) -> float | None:
     """The lowest threshold from which on every higher one keeps to `budget` false episodes a year; None where not even the highest does.
 
-    Every higher one, and on at most MOST_RUNG of the days, because a low threshold rings for months, and months are few episodes. An
-    episode is not divided: what the budget allows in the period is rounded to whole ones (2 a year are 2 in 297 days).
+    Every higher one, and on at most MOST_RUNG of the days, because a low threshold rings for months, and months are few episodes.
     """
-    found, allowed = None, math.floor(budget * period.days / YEAR + 0.5)
+    found, allowed = None, allowed_in(budget, period)
     for threshold in sorted(rule.thresholds, reverse=True):
         told = alarms(real, rule.name, threshold, period)
         if threshold < least or told.episodes > allowed or told.days_rung > MOST_RUNG * period.days:
@@ -397,8 +401,9 @@ def recommend(real: RealDays, plan: Plan, warning_now: float, critical_now: floa
     """The thresholds of the returning customers for the budget, by the period tuned on alone, and how sure they are.
 
     `warning` and `critical` are None where no threshold keeps to the budget. `enough_history` is False below a year after the warm-up:
-    then a count of episodes says little, and the settings in force should stay. `holds` is False where the days reported contradict the
-    choice by more than chance: its 90 % interval lies above the budget. `episodes` are those of `warning` on the days reported.
+    then a count of episodes says little, and the settings in force should stay. `within_budget`: so are the days reported; `holds` is False
+    where they contradict the choice by more than chance: its 90 % interval lies above the budget. `episodes` are those of `warning` on
+    the days reported.
     """
     rule = next(rule for rule in RULES if rule.name == RETURNING)
     warning = lowest_within(real, rule, plan.budget, plan.tune)
@@ -413,6 +418,7 @@ def recommend(real: RealDays, plan: Plan, warning_now: float, critical_now: floa
             for name, threshold in (("at_warning", warning), ("at_critical", critical)) if threshold}
     holds = warning is not None and told["at_warning"]["report"]["a_year_low"] <= plan.budget
     return {
+        "within_budget": warning is not None and told["at_warning"]["report"]["episodes"] <= allowed_in(plan.budget, plan.report),
         "holds": holds, "episodes": episodes_of(real, RETURNING, warning, plan.report) if warning else [],
         "warning": warning, "critical": critical, "critical_by_budget": by_budget, "in_both": max(both) if None not in both else None,
         "changes": (warning, critical) != (warning_now, critical_now),

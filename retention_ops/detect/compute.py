@@ -32,9 +32,9 @@ INPUT = {
 """table -> the per-day table it reads; base_customers, retention_daily and cohorts read customer_days"""
 
 BASELINE_DAYS = 7
-DUE_DAYS = 386
+DUE_DAYS = 393
 """days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, the longest window
-of 14, and the day before"""
+of 14, and the 8 days in which a shortfall can have lasted on the eve"""
 COMPARED_DAYS = 56
 """days before a holiday with which closed_days compares it"""
 BATCH_ROWS, BATCH_DAYS = 500_000, 31

@@ -99,12 +99,14 @@ def _shortfall(row: dict[str, Any], missing: Missing | None, complete_through: d
     sentences = [
         "The second rule: customers who came back, against how many were due by their own rhythm (what customers with the same usual gap "
         "and silence did in the 26 weeks before, on that weekday, at the level of the last 4 weeks), over the 3 to 14 days up to the date "
-        f"that fall short most. WARNING from {settings.shortfall_warning:g} times its noise, CRITICAL from {settings.shortfall_critical:g}."
+        f"that fall short most. WARNING from {settings.shortfall_warning:g} times its noise, CRITICAL from "
+        f"{settings.shortfall_critical:g}; two thirds of that are enough where it lasts for 8 days running."
     ]
     if row["sentence"]:
         sentences.append(
             f"{row['sentence']}. {row['expected_low']:.0f} to {row['expected_high']:.0f} would be usual; the shortfall is "
-            f"{row['score']:.2f} times its noise (days here vary {row['overdispersion']:.1f} times as much as pure chance)."
+            f"{row['score']:.2f} times its noise (days here vary {row['overdispersion']:.1f} times as much as pure chance)"
+            + (f", and at least {row['lasting_score']:.2f} times on each of the 8 days up to it." if _lasts(row) else ".")
         )
     if row["gate"]:
         sentences.append(gate_sentence(row["gate"], row, complete_through, settings))
@@ -116,6 +118,11 @@ def _shortfall(row: dict[str, Any], missing: Missing | None, complete_through: d
                          if part else "No part of the customers stands out: they stay away alike.")
     switched = "" if settings.shortfall_response else " The response to this rule is switched off (shortfall_response)."
     return [*sentences, _verdict(row) + switched]
+
+
+def _lasts(row: dict[str, Any]) -> bool:
+    """Its eight days weigh more than its own."""
+    return row["alert_flag"] and row["lasting_score"] is not None and 1.5 * row["lasting_score"] > row["score"]
 
 
 def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict[str, Any], list[str]]:

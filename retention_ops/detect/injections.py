@@ -99,14 +99,15 @@ class InjectedOrders(Workspace):
         self._start: date | None = None
 
     def measured(self, first: date, last: date) -> tuple[Series, Series]:
-        """(rise of AT_RISK % over its baseline in %, score of the shortfall of returning customers) for each day; nan where gated."""
+        """(rise of AT_RISK % over its baseline in %, threshold up to which returning customers are too few) of each day; nan: gated."""
         self._built.clear()
         eve = first - timedelta(days=1)
         self.build_range("alert_logic", eve, last)
         found = []
-        for rule, column in ((AT_RISK, "delta_relative_pct"), (SHORTFALL, "score")):
+        # two thirds of the threshold are enough where a shortfall lasts
+        for rule, number in ((AT_RISK, "delta_relative_pct"), (SHORTFALL, "greatest(score, COALESCE(1.5 * lasting_score, score))")):
             rows = self.connection.execute(
-                f"SELECT alert_date, {column}, gate, COALESCE(day_alone, false) FROM alert_logic WHERE alert_type = ?", [rule]).fetchall()
+                f"SELECT alert_date, {number}, gate, COALESCE(day_alone, false) FROM alert_logic WHERE alert_type = ?", [rule]).fetchall()
             found.append(rings_from(rows, eve, last)[1:])
         return found[0], found[1]
 

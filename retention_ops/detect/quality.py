@@ -38,8 +38,8 @@ _ROW_RULES: dict[str, dict[str, str]] = {
             CASE WHEN round(delta_relative_pct, 9) >= threshold_critical THEN 'CRITICAL'
             WHEN round(delta_relative_pct, 9) >= threshold_warning THEN 'WARNING' ELSE 'INFO' END""",
         "severity_matches_score": """gate IS NULL AND alert_type = 'returning_customers_shortfall' AND severity <>
-            CASE WHEN round(score, 9) >= {shortfall_critical} THEN 'CRITICAL'
-            WHEN round(score, 9) >= {shortfall_warning} THEN 'WARNING' ELSE 'INFO' END""",
+            CASE WHEN round(greatest(score, COALESCE(1.5 * lasting_score, score)), 9) >= {shortfall_critical} THEN 'CRITICAL'
+            WHEN round(greatest(score, COALESCE(1.5 * lasting_score, score)), 9) >= {shortfall_warning} THEN 'WARNING' ELSE 'INFO' END""",
     },
     "customer_priority": {
         "scores_in_range": "priority_score NOT BETWEEN 0 AND 100",

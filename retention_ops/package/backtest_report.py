@@ -121,7 +121,7 @@ def verdict(result: dict[str, Any]) -> list[str]:
         f"WARNING from {advice['warning']:g}: the lowest threshold within {result['budget']:g} false episodes a year on the days tuned on "
         f"({tune['from']} to {tune['to']}: {at['tune']['episodes']} in {tune['days']} days outside holidays)."
     )
-    if at["report"]["a_year"] <= result["budget"]:
+    if advice["within_budget"]:
         kept = "within the budget."
     else:
         kept = "more than the budget; " + ("so few may be chance." if advice["holds"] else "chance alone does not explain it.")
@@ -129,7 +129,7 @@ def verdict(result: dict[str, Any]) -> list[str]:
         f"On the days reported ({report['from']} to {report['to']}) it rang {_times(at['report']['episodes'])} outside holidays: "
         f"{yearly(at['report'])} a year, {kept}"
     )
-    if at["report"]["a_year"] > result["budget"] and advice["in_both"]:
+    if not advice["within_budget"] and advice["in_both"]:
         said.append(f"From {advice['in_both']:g} on it keeps to the budget in both periods; chosen so, its figures flatter it.")
     if advice["episodes"]:
         days = ", ".join(f"{each['from']}{' (holidays)' if each['at_holidays'] else ''}" for each in advice["episodes"][:12])

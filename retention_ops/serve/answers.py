@@ -58,6 +58,7 @@ class AlertDecision(Answer):
     expected_high: float | None = None
     overdispersion: float | None = None
     score: float | None = Field(None, description="The shortfall in units of its noise")
+    lasting_score: float | None = Field(None, description="Its least value in 8 days; counts half as much again")
     level: float | None = None
     day_alone: bool | None = None
     sentence: str | None = None

@@ -156,10 +156,12 @@ TABLES: dict[str, Table] = {
                   _c("window_days", "INT64", "Shortfall only, like all that follow: days up to D that fall short most, 3 to 14", True),
                   _c("observed", "INT64", "Customers who came back in them", True),
                   _c("expected", "FLOAT64", "Customers who were due back, as known before they began", True),
-                  _c("expected_low", "FLOAT64", "Below this is WARNING", True),
+                  _c("expected_low", "FLOAT64", "WARNING from here down: a threshold below expected, or two thirds of one", True),
                   _c("expected_high", "FLOAT64", "As far above", True),
                   _c("overdispersion", "FLOAT64", "Variance of a day's count as a multiple of a Poisson count's, at least 1", True),
                   _c("score", "FLOAT64", "(expected - observed) / sqrt(overdispersion x expected)", True),
+                  _c("lasting_score", "FLOAT64", "The least score of the 8 days up to D; it counts half as much again; null where a day of "
+                                                 "them has too few due", True),
                   _c("level", "FLOAT64", "Returns of the last 4 weeks before the window against their half-year habit; 1: the same", True),
                   _c("day_alone", "BOOL", "D by itself has less than a quarter of what was due on it", True),
                   _c("sentence", "STRING", "The row in words", True),

@@ -386,8 +386,10 @@ def test_the_rules_on_real_days_are_those_of_production(shop):
     with injected_orders(shop) as space, workspace(shop) as plain:
         real = measuring.real_days(space)
         plain.build_range("returning_customers", START, LAST)
-        rows = plain.connection.sql("SELECT day_alone, score, gate FROM returning_customers ORDER BY alert_date").fetchall()
-    judged = [math.nan if gate not in (None, "partial_day") or score is None else score for _, score, gate in rows]
+        rows = plain.connection.sql("SELECT day_alone, score, lasting_score, gate FROM returning_customers ORDER BY alert_date").fetchall()
+    # what lasts for eight days counts half as much again
+    judged = [math.nan if gate not in (None, "partial_day") or score is None else max(score, score if lasting is None else 1.5 * lasting)
+              for _, score, lasting, gate in rows]
     # a day that falls out alone waits for the one before it
     judged = [min(score, before) if alone else score for (alone, *_), score, before in zip(rows, judged, [math.nan, *judged], strict=False)]
     np.testing.assert_allclose(real.part("returning", Period(START, LAST)), judged, atol=1e-9)

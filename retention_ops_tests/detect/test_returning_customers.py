@@ -114,6 +114,27 @@ def test_a_score_of_exactly_the_threshold_alerts(tmp_path: Path, orders: pd.Data
     assert oracle.differences("returning_customers", Returning(orders, lake.settings, max(orders["order_date"])).frame(days), found) == []
 
 
+def test_two_thirds_of_a_threshold_are_enough_on_eight_days_running(tmp_path: Path, orders: pd.DataFrame):
+    """Exactly two thirds of it, and a hair less; on the first such day and those after it; WARNING and CRITICAL."""
+    d, days = date(2024, 4, 17), oracle.dates(date(2024, 4, 1), date(2024, 5, 1))
+    with workspace(lake_with(orders, tmp_path / "any", min_due=8)) as space:
+        found = rows(space, days[0], days[-1]).set_index("alert_date").loc[pd.Timestamp(d)]
+    line = round(1.5 * found["lasting_score"], 9)
+    assert found["score"] < line
+    for place, (warning, critical, severity) in enumerate((
+        (line, line + 1, "WARNING"), (line + 1e-9, line + 1, "INFO"), (line / 2, line, "CRITICAL"), (line / 2, line + 1e-9, "WARNING"),
+    )):
+        lake = lake_with(orders, tmp_path / str(place), min_due=8, shortfall_warning=warning, shortfall_critical=critical)
+        with workspace(lake) as space:
+            found = rows(space, days[0], days[-1])
+            alone = rows(space, d, d)
+        naive = Returning(orders, lake.settings, max(orders["order_date"])).frame(days)
+        assert oracle.differences("returning_customers", naive, found) == []
+        assert oracle.differences("returning_customers", found[found["alert_date"] == pd.Timestamp(d)].astype(object), alone) == []
+        assert alone["severity"][0] == severity
+        assert ("short for 8 days running" in alone["sentence"][0]) == (severity == "WARNING" and warning == line)
+
+
 def test_a_shop_that_stops_is_heard_and_then_has_no_level(tmp_path: Path, orders: pd.DataFrame):
     """Every order is missing from a day on: CRITICAL within days; after four weeks nothing is expected any more, and the gate says so."""
     stop = date(2024, 4, 1)

@@ -74,11 +74,11 @@ class Assuming(Returning):
 ALL_CELLS = [(rhythm, recency) for rhythm in range(7) for recency in RECENCIES]
 
 
-def half_loaded_shop(*half_loaded: date, every: int = 6) -> pd.DataFrame:
-    """Customers who come every so many days, 40 a day; of a day that is not whole every tenth of them is there."""
+def half_loaded_shop(*half_loaded: date, every: int = 6, poor: Sequence[date] = ()) -> pd.DataFrame:
+    """Customers who come every so many days, 40 a day; of a day that is not whole every tenth of them is there, of a poor one 3 in 4."""
     rows = [(f"c{number}", day, 100) for day in oracle.dates(date(2023, 12, 1), date(2024, 5, 20))
             for number in range((day - date(2023, 12, 1)).days % every, 40 * every, every)
-            if day not in half_loaded or number % (10 * every) < every]
+            if (day not in half_loaded or number % (10 * every) < every) and (day not in poor or number % (4 * every) >= every)]
     return orders_frame(rows)
 
 
@@ -148,7 +148,7 @@ class Checks:
             space.connection.execute(
                 "CREATE TEMP TABLE return_expectations AS SELECT CAST(day AS DATE) AS known_day, rhythm, recency, weekday, "
                 f"CAST({share} AS BIGINT) AS chance, CAST(1 AS DOUBLE) AS level FROM (VALUES {values}) AS cells(rhythm, recency), "
-                f"range(7) AS weekdays(weekday), range(DATE '{first}' - 15, DATE '{last}', INTERVAL 1 DAY) AS days(day)")
+                f"range(7) AS weekdays(weekday), range(DATE '{first}' - 22, DATE '{last}', INTERVAL 1 DAY) AS days(day)")
         self._add(name, "returning_customers", space, first, last, naive.frame(oracle.dates(first, last)))
 
     def _alerts(self, small: pd.DataFrame) -> None:
@@ -163,6 +163,12 @@ class Checks:
             other = self._with(space, CLOSED, **rules)
             self._alert(f"a score of exactly a threshold, {place}", other, Returning(small, other.settings, complete, CLOSED),
                         date(2024, 1, 20), complete)
+        least = map(naive.lasting, oracle.dates(date(2024, 2, 14), date(2024, 4, 20)))
+        lasting = {round(1.5 * each, 9) for each in least if each is not None and each > 0}
+        for place, (warning, critical) in enumerate(zip(sorted(lasting)[::4], sorted(lasting)[2::4], strict=False)):
+            other = self._with(space, CLOSED, min_due=8, shortfall_warning=warning, shortfall_critical=critical)
+            self._alert(f"two thirds of exactly a threshold on eight days, {place}", other,
+                        Returning(small, other.settings, complete, CLOSED), date(2024, 1, 20), complete)
         # expectations that are whole numbers fall on min_due, on what was observed and on four times of it
         for share, min_due, warning in ((125_000_000, 15, 1.0), (125_000_000, 40, 0.4), (62_500_000, 8, 0.5), (250_000_000, 30, 2.5)):
             other = self._with(space, min_due=min_due, shortfall_warning=warning, shortfall_critical=warning + 1)
@@ -183,8 +189,17 @@ class Checks:
                                 alone - timedelta(2), last)
         second = alone + timedelta(9)  # its range knows what the day before it said
         again = self._with(other, shortfall_warning=1.0)
-        assert Returning(partial, again.settings, last).falls_short(second - timedelta(1))
+        assert Returning(partial, again.settings, last).falls_short(second - timedelta(1), 1.0)
         self._alert("the second day that is not whole", again, Returning(partial, again.settings, last), second, second)
+        # the eve was short by its eight days alone, so that a day that falls out after it is no surprise
+        lasted = half_loaded_shop(alone, poor=oracle.dates(alone - timedelta(12), alone - timedelta(1)))
+        poor = self._space("lasted", lasted, complete_through=last)
+        eve = Returning(lasted, poor.settings, last)
+        warning = round(1.5 * eve.lasting(alone - timedelta(1)), 9)
+        assert eve.worst(alone - timedelta(1))[4] < warning and eve.alone(alone)
+        for place, threshold in enumerate((warning, warning + 1e-9)):
+            line = self._with(poor, shortfall_warning=threshold, shortfall_critical=threshold + 9)
+            self._alert(f"a day alone after twelve poor ones, {place}", line, Returning(lasted, line.settings, last), alone, alone)
         # 240 are due every day: 30 expected; three days expect exactly min_due, and the day before fell short by exactly these
         exactly = self._with(other, min_due=90, shortfall_warning=0.05, shortfall_critical=1)
         self._alert("min_due in the shortest window", exactly, Assuming(125_000_000, partial, exactly.settings, last),

@@ -27,8 +27,8 @@ EQUIVALENT = {
      "SQRT((CASE WHEN noise.overdispersion > 1 THEN noise.overdispersion ELSE 1.0 END) * windows.expected) AS spread",
      "SQRT((CASE WHEN noise.overdispersion >= 1 THEN noise.overdispersion ELSE 1.0 END) * windows.expected) AS spread"),
     ("05_returning_customers.sql",
-     "CASE WHEN expected < @shortfall_warning * spread THEN 0.0 ELSE expected - @shortfall_warning * spread END AS expected_low,",
-     "CASE WHEN expected <= @shortfall_warning * spread THEN 0.0 ELSE expected - @shortfall_warning * spread END AS expected_low,"),
+     "CASE WHEN expected < warning_line * spread THEN 0.0 ELSE expected - warning_line * spread END AS expected_low,",
+     "CASE WHEN expected <= warning_line * spread THEN 0.0 ELSE expected - warning_line * spread END AS expected_low,"),
     ("fast/due_daily.sql", "UNIX_DATE(CASE WHEN next_order_date <= @to_date THEN next_order_date ELSE @to_date END) AS last_day,",
      "UNIX_DATE(CASE WHEN next_order_date < @to_date THEN next_order_date ELSE @to_date END) AS last_day,"),
     # no gap: 0 days > 0 days is false as well
