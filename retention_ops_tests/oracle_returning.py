@@ -38,6 +38,8 @@ class Returning:
             self.amounts.setdefault(customer, []).append((day, int(cents)))
         self.first = min(orders["order_date"], default=None)
         self.counts = cache(self.counts)
+        self.came = cache(self.came)
+        self.overdispersion = cache(self.overdispersion)
         self.chances = cache(self.chances)
         self.expectations = cache(self.expectations)
         self.worst = cache(self.worst)

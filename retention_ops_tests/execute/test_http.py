@@ -39,10 +39,9 @@ def server() -> Iterator[Scripted]:
 ])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_fault_is_one_request_and_one_error(server: Scripted, method: str, fault: str, error: type[Exception]) -> None:
-    server.delay = 0.6
     server.fail(fault)
     with pytest.raises(error):
-        Http(server.url, timeout=(2, 0.3)).request(method, "/x")
+        Http(server.url, timeout=(5, server.patience(method, "/x"))).request(method, "/x")
     assert len(server.requests) == 1
 
 

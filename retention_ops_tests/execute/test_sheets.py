@@ -16,7 +16,7 @@ from retention_ops.execute.destinations import sheets as module
 from retention_ops.execute.destinations.seam import Ambiguous, CannotTell, Outgoing, Rejected, Table, Throttled
 from retention_ops.execute.destinations.sheets import Sheets
 from retention_ops.settings import Secrets, load_settings
-from retention_ops_tests.execute.servers.loopback import Reply
+from retention_ops_tests.execute.servers.loopback import Reply, patient
 from retention_ops_tests.execute.servers.sheets import EMAIL, Sheet, SheetsServer
 
 KEY, OTHER_KEY = "0123456789abcdef" * 2, "fedcba9876543210" * 2
@@ -32,7 +32,7 @@ STEPS = ("read", "staging", "values", "final")
 @pytest.fixture(scope="module")
 def running():
     with SheetsServer() as server:
-        server.delay = 0.5
+        server.delay = 3
         yield server
 
 
@@ -52,7 +52,11 @@ def sheets(server):
 
 def connect(server, mode="live", **changes):
     settings = load_settings(sheets_spreadsheet="book", sheets_api_url=server.url, **changes)
-    return Sheets.connect(settings, Secrets(google_credentials=server.credentials()), mode, timeout=(2, 0.25))
+    sheets = Sheets.connect(settings, Secrets(google_credentials=server.credentials()), mode)
+    patient(sheets._google._http, server)
+    fetch = sheets._account._fetch
+    sheets._account._fetch = lambda *args, **options: fetch(*args, timeout=server.patience("POST", "/token"), **options)
+    return sheets
 
 
 def rows_of(table):
@@ -362,7 +366,7 @@ def test_a_key_google_refuses_is_rejected_with_the_cure(server):
     with SheetsServer() as other:
         info["private_key"] = other.private_key
     settings = load_settings(sheets_spreadsheet="book", sheets_api_url=server.url)
-    sheets = Sheets.connect(settings, Secrets(google_credentials=json.dumps(info)), "live", timeout=(2, 1))
+    sheets = Sheets.connect(settings, Secrets(google_credentials=json.dumps(info)), "live")
     with pytest.raises(Rejected, match=r"invalid_grant.*new key"):
         sheets.send(PUBLISH)
     assert sheets.check()[0].ok is False

@@ -11,7 +11,7 @@ from retention_ops.errors import SettingsError
 from retention_ops.execute.destinations.seam import Ambiguous, CannotTell, Outgoing, Rejected, Throttled
 from retention_ops.execute.destinations.webhook import MAX_BYTES, Webhook
 from retention_ops.settings import Secrets, load_settings
-from retention_ops_tests.execute.servers.loopback import Reply
+from retention_ops_tests.execute.servers.loopback import Reply, patient
 from retention_ops_tests.execute.servers.webhook import SECRET, WebhookServer, resend
 
 KEY = "0123456789abcdef" * 2
@@ -23,7 +23,7 @@ CANARIES = ("canary-of-the-address", SECRET, SECRET[6:20], "canary-apikey")
 @pytest.fixture
 def server():
     with WebhookServer(clock=lambda: NOW) as running:
-        running.delay = 0.5
+        running.delay = 3
         yield running
 
 
@@ -31,7 +31,9 @@ def connect(server, vendor="generic", url=None, clock=lambda: NOW, apikey="", **
     server.vendor = vendor
     settings = load_settings(webhook_to=vendor, **changes)
     secrets = Secrets(webhook_url=url or server.hook, webhook_secret=SECRET, webhook_apikey=apikey or None)
-    return Webhook.connect(settings, secrets, "live", clock, timeout=(2, 0.25))
+    webhook = Webhook.connect(settings, secrets, "live", clock)
+    patient(webhook._http, server)
+    return webhook
 
 
 def test_a_post_is_signed_canonical_and_carries_the_key_as_id(server):

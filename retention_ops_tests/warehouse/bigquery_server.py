@@ -15,6 +15,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -551,8 +552,7 @@ class BigQueryServer(LoopbackServer):
         for table in self._named(query):
             known.setdefault(table.catalog, {}).setdefault(table.db, {})[table.name] = self.columns(table.db, table.name)
         if known:
-            query = qualify(_inlined(query.copy()), dialect="bigquery", schema=known, validate_qualify_columns=False)
-            query = pushdown_predicates(merge_subqueries(query), dialect="bigquery")
+            query = _pushed_down(query.sql(dialect="bigquery"), json.dumps(known))
         return [self._scan(table, values) for table in self._named(query)]
 
     def _scan(self, table: exp.Table, values: dict[str, Any]) -> Scan:
@@ -568,6 +568,14 @@ class BigQueryServer(LoopbackServer):
         rows, partitions = self._duck.execute(
             f'SELECT COUNT(*), {count} FROM "{table.db}"."{table.name}" WHERE {where}', used).fetchall()[0]
         return Scan(table.name, rows * len(self.columns(table.db, table.name)), partitions, bool(conditions))
+
+
+@cache
+def _pushed_down(text: str, schema: str) -> exp.Query:
+    """Only to be read: one for every time that a statement is asked."""
+    query = _inlined(sqlglot.parse_one(text, read="bigquery"))
+    query = qualify(query, dialect="bigquery", schema=json.loads(schema), validate_qualify_columns=False)
+    return pushdown_predicates(merge_subqueries(query), dialect="bigquery")
 
 
 def _inlined(query: exp.Query) -> exp.Query:

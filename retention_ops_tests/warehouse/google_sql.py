@@ -62,18 +62,33 @@ class GoogleSql:
             "BOOL": kind.TYPE_BOOL, "TIMESTAMP": kind.TYPE_TIMESTAMP,
         }
         self._names = {int(value): name for name, value in self._kinds.items()}
+        self._analyzed: dict[tuple, Statement] = {}
         self._language = types.LanguageOptions.maximum_features()
         self._language.product_mode = types.ProductMode.PRODUCT_EXTERNAL
         self._language.reserved_keywords = ["QUALIFY"]
 
     def analyze(self, sql: str, tables: Mapping[str, Columns], parameters: Columns) -> Statement:
         """Raises zetasql's error where `sql` is not GoogleSQL over these tables with these parameters."""
-        resolved = self._api.Analyzer(self._options(parameters), self._catalog(tables)).analyze_statement(sql)
-        columns = [
-            (column.name, self._names.get(int(column.column.type.type_kind), "?"))
-            for column in getattr(resolved, "output_column_list", None) or []
-        ]
-        return Statement(type(resolved).__name__, columns)
+        asked = (sql, tuple((name, tuple(columns.items())) for name, columns in tables.items()), tuple(parameters.items()))
+        if asked not in self._analyzed:
+            self._analyzed[asked] = self._analyze(sql, tables, parameters)
+        return self._analyzed[asked]
+
+    def _analyze(self, sql: str, tables: Mapping[str, Columns], parameters: Columns) -> Statement:
+        from zetasql.core.local_service import ZetaSqlLocalService, local_service_pb2
+
+        request = self._types.AnalyzeRequest(sql_statement=sql, options=self._options(parameters), simple_catalog=self._catalog(tables))
+        # read off the answer as it comes: making zetasql's own objects of the whole tree takes as long as the analysis
+        resolved = ZetaSqlLocalService.get_instance().wasm_client.call_grpc_func(
+            "ZetaSqlLocalService_Analyze", request.to_proto(), local_service_pb2.AnalyzeResponse).resolved_statement
+        while "node" in resolved.DESCRIPTOR.oneofs_by_name:  # any statement, any statement that creates, ...
+            resolved = getattr(resolved, resolved.WhichOneof("node"))
+        bearer = resolved
+        while "output_column_list" not in bearer.DESCRIPTOR.fields_by_name and "parent" in bearer.DESCRIPTOR.fields_by_name:
+            bearer = bearer.parent
+        columns = [(column.name, self._names.get(column.column.type.type_kind, "?"))
+                   for column in getattr(bearer, "output_column_list", [])]
+        return Statement(resolved.DESCRIPTOR.name.removesuffix("Proto"), columns)
 
     def run(self, sql: str, tables: Mapping[str, tuple[Columns, Iterable[Sequence[Any]]]], values: Mapping[str, Any]) -> list[tuple]:
         """The rows of a query; `tables` are name -> (columns, rows)."""

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from retention_ops.execute.destinations.http import Http
 
 FAULTS = ("lost_before", "lost_after", "slow_before", "slow_after", "429", "500_before", "500_after", "503")
 
@@ -55,7 +58,7 @@ class LoopbackServer:
     """Subclasses implement `handle(request) -> Reply` under `self.lock` and keep what was accepted in plain lists and dicts."""
 
     delay = 3.0
-    """seconds a slow answer waits; choose the client's timeout below it"""
+    """seconds a slow answer waits; choose the client's timeout below it, for that one answer only (`patience`)"""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -107,16 +110,25 @@ class LoopbackServer:
         """What an answer with a fault's status says."""
         return {429: {"ok": False, "error": "ratelimited"}, 500: {"error": "internal"}, 503: {"error": "unavailable"}}[status]
 
+    def patience(self, method: str, path: str) -> float:
+        """Seconds to wait for an answer: few where a slow fault waits for this request, many otherwise.
+
+        One short timeout for all requests would hit whichever a busy machine happens to be late with.
+        """
+        with self.lock:
+            fault = self._due_fault(f"{method} {unquote(urlsplit(path).path)}")
+        return 0.25 if fault and fault.name.startswith("slow") else 30.0
+
+    def _due_fault(self, line: str) -> Fault | None:
+        return next((fault for fault in self.faults if fault.times > 0 and re.search(fault.match, line)), None)
+
     def _next_fault(self, line: str) -> Fault | None:
-        for fault in self.faults:
-            if fault.times > 0 and re.search(fault.match, line):
-                fault.times -= 1
-                return fault
-        return None
+        fault = self._due_fault(line)
+        if fault:
+            fault.times -= 1
+        return fault
 
     def _serve(self, http: BaseHTTPRequestHandler) -> None:
-        from urllib.parse import parse_qs, unquote, urlsplit
-
         parts = urlsplit(http.path)
         body = http.rfile.read(int(http.headers.get("Content-Length") or 0))
         request = Request(
@@ -155,3 +167,14 @@ class LoopbackServer:
             http.wfile.write(data)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client's patience ended first
+
+
+def patient(http: Http, server: LoopbackServer) -> None:
+    """`http` waits as long for each answer as `server.patience` says."""
+    ask = http.request
+
+    def request(method: str, path: str, **options: Any) -> Any:
+        http.timeout = (5, server.patience(method, path))
+        return ask(method, path, **options)
+
+    http.request = request
