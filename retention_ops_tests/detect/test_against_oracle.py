@@ -92,8 +92,9 @@ def test_every_alert_of_a_small_shop_in_one_pass(lake: Lake, orders: pd.DataFram
     assert alert_differences(lake, orders, days[0], days[-1], max(orders["order_date"])) == []
 
 
-def test_every_alert_of_a_small_shop_day_by_day(lake: Lake, orders: pd.DataFrame):
-    days = every_date(orders)[-80:]
+@pytest.mark.parametrize("count", [30, pytest.param(80, marks=pytest.mark.slow)])
+def test_every_alert_of_a_small_shop_day_by_day(lake: Lake, orders: pd.DataFrame, count: int):
+    days = every_date(orders)[-count:]
     one_by_one = pd.concat([table_for(lake, "alert_logic", day) for day in days], ignore_index=True)
     expected = oracle.alert_history(orders, days[0], days[-1], max(orders["order_date"]), lake.settings)
     assert oracle.differences("alert_logic", expected, oracle.of_rule(oracle.FIRST_RULE, one_by_one)) == []

@@ -527,7 +527,8 @@ class BigQueryServer(LoopbackServer):
             if table is not target:
                 tables[f"{table.catalog}.{table.db}.{table.name}"] = self.columns(table.db, table.name)
         try:
-            return engine().analyze(text, tables, kinds)
+            # names of staging tables are drawn; without what was drawn the analysis of an earlier run is this one's
+            return engine().analyze(_undrawn(text), {_undrawn(name): columns for name, columns in tables.items()}, kinds)
         except Exception as error:
             raise Refused(400, "invalidQuery", str(error)) from error
 
@@ -568,6 +569,10 @@ class BigQueryServer(LoopbackServer):
         rows, partitions = self._duck.execute(
             f'SELECT COUNT(*), {count} FROM "{table.db}"."{table.name}" WHERE {where}', used).fetchall()[0]
         return Scan(table.name, rows * len(self.columns(table.db, table.name)), partitions, bool(conditions))
+
+
+def _undrawn(text: str) -> str:
+    return re.sub(r"\bstaging_(\w+)_[0-9a-z]+\b", r"staging_\1", text)
 
 
 @cache
