@@ -23,6 +23,9 @@ from retention_ops.warehouse.dialect import declared_scan, file_list, literal, n
 from retention_ops.warehouse.files import locked, replacing, write_atomic
 from retention_ops.warehouse.seam import Warehouse
 
+DAY_FOLDERS = "day=" + "-".join("[0-9]" * digits for digits in (4, 2, 2))
+"""the folders of a per-day table, as a pattern: a folder of that kind that is not ours is left alone"""
+
 
 class Lake(Warehouse):
     """Tables as Parquet files under home/lake."""
@@ -158,29 +161,34 @@ class Lake(Warehouse):
                 return
             with replacing(self.views_path) as partial:
                 connection = duckdb.connect(str(partial))
+                whole = True
                 try:
                     for name, select in views.items():
-                        connection.execute(f"CREATE VIEW {name} AS {select}")
+                        try:
+                            connection.execute(f"CREATE VIEW {name} AS {select}")
+                        except duckdb.Error:  # a damaged partition must not stop the run that heals it
+                            whole = False
+                            connection.execute(f"CREATE VIEW {name} AS {self._view_of_readable(TABLES[name])}")
                         connection.execute(f"COMMENT ON VIEW {name} IS {literal(TABLES[name].description)}")
                     connection.execute("CHECKPOINT")
                 finally:
                     connection.close()
-            write_atomic(marker, json.dumps(views))
+            write_atomic(marker, json.dumps(views if whole else None))  # None: made again next time
 
     def _view(self, table: Table) -> str:
         columns = ", ".join(table.column_names)
         match table.stored:
             case "day" if any(self._stored_days(table.name)):
-                pattern = f"{no_glob(self.root / table.name)}/day=*/part-0.parquet"
-                columns = self._columns_of_days(table)
-                # day is cut from the file's name, which prunes files as hive_partitioning does; that one takes any
-                # 'name=value' folder on the way for a column too
-                return (
-                    f"SELECT {columns}, CAST(right(parse_dirpath(filename), 10) AS DATE) AS day "
-                    f"FROM read_parquet({literal(pattern)}, hive_partitioning = false, filename = true, union_by_name = true)"
-                )
+                pattern = f"{no_glob(self.root / table.name)}/{DAY_FOLDERS}/part-0.parquet"
+                # what only older files lack is null by union_by_name; what the newest lacks, all do. (A union with no_rows would do
+                # both, but then no date is pruned.)
+                try:
+                    known = self._columns_in(self.path(table.name, max(self._stored_days(table.name))))
+                except duckdb.Error:  # damaged: refresh_views finds out
+                    known = set(table.column_names)
+                return _view_of_days(_columns_of_days(table, known), literal(pattern))
             case "day":
-                return f"SELECT *, NULL::DATE AS day FROM ({no_rows(table)})"
+                return _view_without_days(table)
             case "version":
                 version = {"customers": self.customers, "suppressions": self.suppressions}.get(table.name, self.orders)()
                 path = version and self.path(table.name, version.version)
@@ -191,19 +199,39 @@ class Lake(Warehouse):
         return f"SELECT {columns} FROM {declared_scan(table, path)}"
 
 
-    def _columns_of_days(self, table: Table) -> str:
-        """The declared columns as the view of a per-day table names them: null what the newest file is too old to have.
+    def _view_of_readable(self, table: Table) -> str:
+        """The view of a table some of whose files cannot be read, without those."""
+        readable, known = [], set()
+        if table.stored == "day":
+            for path in (self.path(table.name, day) for day in self.days(table.name)):
+                with suppress(duckdb.Error):
+                    known |= self._columns_in(path)
+                    readable.append(path)
+        if readable:
+            return _view_of_days(_columns_of_days(table, known), file_list(*readable))
+        return _view_without_days(table) if table.stored == "day" else no_rows(table)
 
-        What only older files lack is null by union_by_name. (A union with no_rows would do both, but then no date is pruned.)
-        """
-        newest = parquet_scan(self.path(table.name, max(self._stored_days(table.name))))
-        try:
-            with self.connection() as connection:
-                known = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {newest}").fetchall()}
-        except duckdb.Error:  # damaged: who asks for that date is told
-            known = set(table.column_names)
-        missing = {column.name: f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS " for column in table.columns if column.name not in known}
-        return ", ".join(f"{missing.get(name, '')}{name}" for name in table.column_names)
+    def _columns_in(self, path: Path) -> set[str]:
+        """The names in a file. Raises duckdb.Error where it cannot be read."""
+        with self.connection() as connection:
+            return {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {parquet_scan(path)}").fetchall()}
+
+
+def _columns_of_days(table: Table, known: set[str]) -> str:
+    """The declared columns as the view of a per-day table names them: null what is not in `known`."""
+    missing = {column.name: f"CAST(NULL AS {DUCKDB_TYPES[column.type]}) AS " for column in table.columns if column.name not in known}
+    return ", ".join(f"{missing.get(name, '')}{name}" for name in table.column_names)
+
+
+def _view_of_days(columns: str, files: str) -> str:
+    # day is cut from the file's name, which prunes files as hive_partitioning does; that one takes any 'name=value' folder on the
+    # way for a column too
+    return (f"SELECT {columns}, CAST(right(parse_dirpath(filename), 10) AS DATE) AS day "
+            f"FROM read_parquet({files}, hive_partitioning = false, filename = true, union_by_name = true)")
+
+
+def _view_without_days(table: Table) -> str:
+    return f"SELECT *, NULL::DATE AS day FROM ({no_rows(table)})"
 
 
 def _read_marker(path: Path) -> object:

@@ -272,3 +272,24 @@ def test_partitions_from_before_a_column_was_declared_are_read_with_nulls(tmp_pa
     assert list(old.columns) == list(mixed.columns) == declared.column_names
     assert old["sentence"].isna().all() and sorted(mixed["score"].isna()) == [False, True]
     assert dict(old.dtypes) == dict(mixed.dtypes)
+
+
+@pytest.mark.parametrize("damaged", [D - timedelta(1), D], ids=["an older one", "the newest"])
+def test_views_made_anew_leave_out_a_damaged_partition_until_it_is_stored_again(small_lake, damaged):
+    days = [D - timedelta(1), D]
+    for day in days:
+        store(small_lake, "retention_daily", day)
+    small_lake.path("retention_daily", damaged).write_bytes(b"not parquet")
+    foreign = small_lake.root / "retention_daily" / "day=foo"
+    foreign.mkdir()
+    (foreign / "part-0.parquet").touch()
+    small_lake.views_path.unlink(missing_ok=True)
+
+    def shown() -> list:
+        small_lake.refresh_views()
+        with duckdb.connect(str(small_lake.views_path), read_only=True) as connection:
+            return connection.execute("SELECT day FROM retention_daily ORDER BY day").fetchall()
+
+    assert shown() == [(day,) for day in days if day != damaged]
+    store(small_lake, "retention_daily", damaged)
+    assert shown() == [(day,) for day in days]
