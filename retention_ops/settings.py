@@ -124,6 +124,14 @@ class Settings(BaseSettings):
     action_p3: str = Field("20 % comeback offer + survey", description="what to do in P3", min_length=1, max_length=200)
     value_proxy_pct: int = Field(30, description="value_proxy as % of total_revenue", ge=0, le=100)
 
+    rank_by: Literal["score", "spend_at_stake"] = Field(
+        "score", description="order of the queue: by priority_score, or tier by tier by spend_at_stake",
+    )
+    membership: Literal["rules", "at_stake"] = Field(
+        "rules", description="who is in the queue: whom the rules name, or the highest spend_at_stake (tiers then follow the status)",
+    )
+    at_stake_size: int = Field(0, description="customers in the queue with membership=at_stake; 0: as many as the rules name", ge=0)
+
     # response
     mode: Literal["off", "shadow", "pilot", "live"] = Field(
         "shadow", description="off: nothing; shadow: rehearse, send nothing; pilot: WARNING only, test channel and project; live",
@@ -286,6 +294,9 @@ class Settings(BaseSettings):
             "action_p2": self.action_p2,
             "action_p3": self.action_p3,
             "value_proxy_pct": self.value_proxy_pct,
+            "rank_by": self.rank_by,
+            "membership": self.membership,
+            "at_stake_size": self.at_stake_size,
         }
 
     def rules_sha256(self, closures: tuple[Closure, ...] | None = None) -> str:
