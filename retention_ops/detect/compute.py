@@ -17,6 +17,7 @@ import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay, calendar, planned_closures
 from retention_ops.errors import NoOrders
+from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, RELATIONS, TABLES
 from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
@@ -153,7 +154,7 @@ class Workspace:
             case "return_rates":
                 oldest, newest = first - timedelta(days=RETURN_DAYS[0]), last - timedelta(days=RETURN_DAYS[1])
                 self.run(query("return_days"), from_date=first, to_date=last)
-                self.run(query("return_windows"), from_date=oldest, to_date=newest)
+                self.run(fast_query("return_windows"), from_date=oldest, to_date=newest)
                 self.run(query(table), from_date=first, to_date=last)
             case "customer_priority":
                 self.build_intervals(first, last)
@@ -238,6 +239,13 @@ def queue_of_range() -> Query:
 
 
 PRIORITY_ORDER = "priority_score DESC, total_revenue DESC, customer_id"
+"""the queue by score"""
+
+
+def priority_order(settings: Settings) -> str:
+    """The order in which rows of customer_priority are stored and handed out."""
+    by_stake = "priority_tier, spend_at_stake DESC NULLS LAST, " if settings.rank_by == "spend_at_stake" else ""
+    return by_stake + PRIORITY_ORDER
 
 
 @contextmanager
@@ -265,7 +273,7 @@ def table_for(lake: Warehouse, name: str, day: date | None) -> pd.DataFrame:
             space.build_cohorts()
         else:
             space.build(name, day)
-        return space.rows(name, PRIORITY_ORDER if name == "customer_priority" else None)
+        return space.rows(name, priority_order(lake.settings) if name == "customer_priority" else None)
 
 
 def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.detect.alerts import AT_RISK, SHORTFALL, alert_of, answered_rules
-from retention_ops.detect.compute import PRIORITY_ORDER, workspace
+from retention_ops.detect.compute import priority_order, workspace
 from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
@@ -126,7 +126,7 @@ def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict
         churn = churn[churn["customer_id"] == customer_id]
         if churn.empty:
             raise RetentionOpsError(f"customer {customer_id!r} has no order by {day}; check the id, or choose a later --date")
-        queue = space.rows("customer_priority", PRIORITY_ORDER).reset_index(drop=True)
+        queue = space.rows("customer_priority", priority_order(lake.settings)).reset_index(drop=True)
         currency = space.orders.currency
     row = _row(churn)
     queued = queue[queue["customer_id"] == customer_id]

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 import dagster as dg
 
 from retention_ops.detect.alerts import answered_rules
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace
+from retention_ops.detect.compute import Workspace, priority_order
 from retention_ops.log.database import ops_database
 from retention_ops.log.exposures import last_handed_over
 from retention_ops.orchestration import (
@@ -96,7 +96,7 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
                                     f"`retention-ops run --date {day}` builds it"}
             else:
                 space.use("customer_priority", day)
-                queue = space.rows("customer_priority", PRIORITY_ORDER)
+                queue = space.rows("customer_priority", priority_order(loop.settings))
                 newest = collect(space, day, history, daily, queue, last_handed_over(engine, before=day))
                 pack = build_pack(newest, loop.settings, run_id=context.run.run_id, links=links, clock=loop.clock)
                 metadata = _pack_metadata(pack, embed_chart=day in flagged or day == days[-1])

@@ -30,7 +30,7 @@ import pyarrow as pa
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
 from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, row_of, told_by
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.compute import Workspace, priority_order, workspace
 from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import PackError, QualityError
 from retention_ops.package.audiences import (
@@ -225,12 +225,12 @@ def _queue(lake: Warehouse, day: date) -> pd.DataFrame:
         made_from = lake.provenance("customer_priority", day)
         same_rules = made_from.get("rules_sha256") == lake.settings.rules_sha256()
         if same_rules and not Changes(lake).since(made_from.get("orders_version", ""), day):
-            return lake.read("customer_priority", day, PRIORITY_ORDER)
+            return lake.read("customer_priority", day, priority_order(lake.settings))
     except duckdb.Error:
         pass  # damaged: as good as another make
     with workspace(lake) as space:
         space.use("customer_priority", day)
-        return space.rows("customer_priority", PRIORITY_ORDER)
+        return space.rows("customer_priority", priority_order(lake.settings))
 
 
 def facts_sha256(facts: Facts, settings: Settings) -> str:
@@ -368,7 +368,7 @@ def renew_pack(lake: Warehouse, day: date, handed_over: HandedOver, *, run_id: s
     with workspace(lake) as space:
         space.build_range("alert_logic", day - timedelta(days=lake.settings.trend_days - 1), day)
         space.use("customer_priority", day)
-        priority = space.rows("customer_priority", PRIORITY_ORDER)
+        priority = space.rows("customer_priority", priority_order(lake.settings))
         facts = collect(space, day, space.rows("alert_logic"), space.rows("retention_daily"), priority, handed_over)
     pack = build_pack(facts, lake.settings, run_id=run_id, links=brief_links(lake.settings, run_id), clock=clock)
     publish_lists(lake, facts)
@@ -397,6 +397,7 @@ def publish_lists(lake: Warehouse, facts: Facts) -> bool:
             **{name: pa.array(rows[name], pa.float64()) for name in numbers},
             "new_since_handover": pa.array(rows["new_since_handover"], pa.bool_()),
             "last_handed_over": pa.array(rows["last_handed_over"].tolist(), pa.date32()),
+            "place": pa.array(range(len(rows)), pa.int64()),  # the lists are in the queue's order
         }))
         connection.execute(
             f"CREATE TEMP TABLE {CURRENT_LISTS} AS "
@@ -407,7 +408,7 @@ def publish_lists(lake: Warehouse, facts: Facts) -> bool:
         if broken:
             raise QualityError(f"{CURRENT_LISTS} of {facts.day} breaks its own rules and was not replaced: {', '.join(broken)}")
         made_from = {"alert_date": facts.day.isoformat(), "audience_sha256": fingerprint}
-        lake.write(connection, CURRENT_LISTS, None, made_from, order_by=f"tier, {PRIORITY_ORDER}")
+        lake.write(connection, CURRENT_LISTS, None, made_from, order_by="tier, place")
     lake.refresh_views()
     return True
 

@@ -231,7 +231,8 @@ TABLES: dict[str, Table] = {
 }
 
 PRIORITY_INTERVALS = Table(
-    "priority_intervals", "When each customer is in a tier: what customer_priority of a range is made from; never stored.", "whole",
+    "priority_intervals", "When each customer is in a tier, or may be: what customer_priority of a range is made from; never stored.",
+    "whole",
     ("customer_id", "last_order_date", "priority_tier"), (
         _CUSTOMER,
         _c("priority_tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),

@@ -37,6 +37,7 @@ FAST_FILES = {
     "base_customers": "fast/base_customers.sql",
     "retention_daily": "fast/retention_daily.sql",
     "due_daily": "fast/due_daily.sql",
+    "return_windows": "fast/return_windows.sql",
     "priority_intervals": "fast/priority_intervals.sql",
     "retention_snapshot": "fast/retention_snapshot.sql",
 }
