@@ -55,6 +55,7 @@ from retention_ops.package.brief import (
     template_fingerprint,
 )
 from retention_ops.package.chart import returning_chart, trend_chart
+from retention_ops.package.stakes import Stake, stake_of
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
@@ -185,7 +186,8 @@ def _since_customers(window: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[str, int]:
     """The people behind a rise: {'customers', 'on_p2', 'one_order'}, those who became AT_RISK on D or in the 6 days before.
 
-    From orders only: `on_p2` counts the tier, whoever may be contacted; one order gives no rhythm, hence no tier.
+    From orders only: `on_p2` counts the tier, whoever may be contacted. One order gives no rhythm, hence no rule that names the
+    customer; who is in P2 nevertheless, for what is at stake, is not counted as `one_order`.
     """
     space.use("churn_detection", day)
     first = space.settings.active_limit + 1
@@ -195,7 +197,8 @@ def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[s
         f"WHERE days_since_last_order BETWEEN {first} AND {last}"
     ).fetchall()[0]
     on_p2 = (priority["priority_tier"] == "P2") & priority["days_since_last_order"].between(first, last)
-    return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order}
+    once_on_p2 = on_p2 & (priority["total_orders"] == 1)
+    return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order - int(once_on_p2.sum())}
 
 
 def audiences_of(
@@ -254,7 +257,7 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
 
 def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
     """What the templates see."""
-    # nobody is told to call a customer who is left off the lists, nor is that customer's next order at stake
+    # nobody is told to call a customer who is left off the lists, nor is that customer's spend at stake for them to save
     listed = {customer_id for audience in audiences.values() for customer_id in audience.treated_ids}
     contactable = facts.priority[facts.priority["customer_id"].isin(listed)]
     by_tier = {tier: contactable[contactable["priority_tier"] == tier] for tier in TIERS}
@@ -268,8 +271,9 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         newly_at_risk=facts.newly_at_risk,
         counts={tier: audience.rows for tier, audience in audiences.items()},
         totals={tier: audience.listed for tier, audience in audiences.items()},
+        stakes=_stakes(facts.priority, by_tier),
         # summed in cents: the sum of a column of floats depends on its order
-        orders_at_stake={
+        next_orders={
             tier: int((rows["avg_order_value"] * 100).round().astype("int64").sum()) / 100 for tier, rows in by_tier.items()
         },
         top=records(contactable.head(TOP_CUSTOMERS)),
@@ -287,6 +291,13 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         safeguards=safeguards(facts.alert, facts.complete_through, settings, facts.first_order_date),
         rules=settings.rule_parameters(),
     )
+
+
+def _stakes(priority: pd.DataFrame, by_tier: Mapping[str, pd.DataFrame]) -> dict[str, Stake] | None:
+    """Of the customers `by_tier`; None where the date's queue says of nobody what is at stake: there was nothing to learn from."""
+    if not priority["spend_at_stake"].notna().any():
+        return None
+    return {tier: stake_of(rows["usual_spend_90d"], rows["p_no_return_90d"], rows["spend_at_stake"]) for tier, rows in by_tier.items()}
 
 
 def _nameable(facts: Facts, settings: Settings) -> Missing | None:
