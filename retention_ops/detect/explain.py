@@ -235,7 +235,7 @@ def _counted(cell: dict[str, Any]) -> list[str]:
         + f". With 30 customers added who came back as often as those of any lateness ({cell['parent_rate_90'] / 1e7:.1f} %): "
         f"{cell['rate_90'] / 1e7:.1f} %.",
         f"Season, in odds of coming back: around this time a year ago {_odds(season)}, in the last weeks against a year before "
-        f"{_odds(level)}{times}. So {100 * (1 - cell['p_no_return_90d']):.1f} % come back, {100 * cell['p_no_return_90d']:.1f} % stay away.",
+        f"{_odds(level)}{times}:  {100 - 100 * cell['p_no_return_90d']:.1f} % come back, {100 * cell['p_no_return_90d']:.1f} % stay away.",
     ]
 
 

@@ -20,6 +20,7 @@ from retention_ops.orchestration import (
     in_batches,
     store_days,
 )
+from retention_ops.package.audiences import TIERS
 from retention_ops.package.brief import check_templates
 from retention_ops.package.pack import (
     Pack,
@@ -34,7 +35,12 @@ from retention_ops.package.pack import (
 
 def _tiers(space: Workspace) -> dict:
     tables = counts_tables(space, "customer_priority", ["priority_tier"])
-    stakes = by_day(space, "customer_priority", orders_at_stake="round(SUM(avg_order_value), 2)")
+    # sums for the metadata's curves; of a day on which nothing was known yet there is none
+    stakes = by_day(
+        space, "customer_priority", next_orders="round(SUM(avg_order_value), 2)", spend_at_stake="round(SUM(spend_at_stake), 2)",
+        **{f"{tier.lower()}_spend_at_stake": f"round(SUM(CASE WHEN priority_tier = '{tier}' THEN spend_at_stake END), 2)"
+           for tier in TIERS},
+    )
     return {day: {"distribution": table, **stakes[day]} for day, table in tables.items()}
 
 
