@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 RATE_ERROR = 0.05
 """standard deviation of what p_no_return_90d is off by on a date, the same for all its customers: about what two real years of
-orders showed, date by date"""
+orders showed; docs/targeting.md has the table"""
 QUANTILE = 1.645
 """a normal variable keeps within so many standard deviations in 90 of 100 cases"""
 
