@@ -172,7 +172,9 @@ def test_an_empty_list_still_has_its_header():
 
 
 def test_a_list_has_the_columns_of_the_queue_then_the_hand_over():
-    assert [*TABLES["customer_priority"].column_names, "new_since_handover", "last_handed_over"] == COLUMNS
+    queue_columns = TABLES["customer_priority"].column_names
+    upto = queue_columns.index("created_at") + 1  # what is at stake stays in the house
+    assert [*queue_columns[:upto], "new_since_handover", "last_handed_over"] == COLUMNS
 
 
 @pytest.mark.parametrize("destination", ALLOWED_COLUMNS)

@@ -47,10 +47,10 @@ EQUIVALENT = {
     *((file, f"WHEN {days} < 4 THEN {days}", f"WHEN {days} <= 4 THEN {days}") for file, days in (
         ("06_customer_priority.sql", "order_days"), ("06_return_windows.sql", "order_days_so_far"),
         ("fast/return_windows.sql", "order_days_so_far"))),
-    # both only spare work: a silence that ended with the range's first day, or between two days, is on none of them
+    # both only spare work: a silence that ended with the range's first day is on none of them, nor is one that has not begun
     ("fast/return_windows.sql", "AND (next_order_date IS NULL OR next_order_date > @from_date)",
      "AND (next_order_date IS NULL OR next_order_date >= @from_date)"),
-    ("fast/return_windows.sql", "WHERE from_day.number < to_day.number", "WHERE from_day.number <= to_day.number"),
+    ("fast/return_windows.sql", "ON to_day.calendar_date > from_day.calendar_date", "ON to_day.calendar_date >= from_day.calendar_date"),
 }
 SOME = {
     ("02_retention_snapshot.sql", "WHEN days_since_last_order <= @active_days THEN 'ACTIVE'"),
