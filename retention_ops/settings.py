@@ -294,7 +294,6 @@ class Settings(BaseSettings):
             "action_p2": self.action_p2,
             "action_p3": self.action_p3,
             "value_proxy_pct": self.value_proxy_pct,
-            "rank_by": self.rank_by,
             "membership": self.membership,
             "at_stake_size": self.at_stake_size,
         }
@@ -304,7 +303,7 @@ class Settings(BaseSettings):
 
         The calendar is one of them: `closures` as they were read already, else those of the file now. Raises what reading it raises.
         """
-        rules = self.rule_parameters()
+        rules = {**self.rule_parameters(), "rank_by": self.rank_by}  # rows are stored in this order
         if self.holiday_country or self.closures_file:
             from retention_ops.detect.closures import identity, planned_closures
 

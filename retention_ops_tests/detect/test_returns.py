@@ -148,8 +148,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Return
     return orders, Returns(orders, chosen), chosen.home
 
 
-@pytest.mark.parametrize("d", [date(2010, 4, 20), date(2011, 9, 10), *(
-    pytest.param(d, marks=pytest.mark.slow) for d in (date(2010, 12, 24), date(2011, 2, 13), date(2011, 2, 12), date(2011, 12, 9)))], ids=str)
+MORE_DATES = (date(2010, 12, 24), date(2011, 2, 12), date(2011, 2, 13), date(2011, 12, 9))
+
+
+@pytest.mark.parametrize("d", [date(2010, 4, 20), date(2011, 9, 10), *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_DATES)],
+                         ids=str)
 def test_real_orders(real: tuple[pd.DataFrame, Returns, Path], d: date):
     orders, naive, home = real
     for rules in ({}, {"membership": "at_stake", "rank_by": "spend_at_stake"}):

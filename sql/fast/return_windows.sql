@@ -1,32 +1,49 @@
 -- return_windows of the days of return_days from @from_date to @to_date; row for row what 06_return_windows.sql says, with less work.
 -- Why it is the same: days are numbered, and a customer counts on the days from the first one that is not before the order up to the one
 -- before the first that is not before the next order, or not before the silence is too long. Looking up two numbers for each silence
--- costs less than comparing each silence with each day: most silences of a single date lie between two of its days.
+-- costs less than comparing each silence with each day: most silences of a single date lie between two of its days. Dates are looked
+-- up and not computed for the same reason.
 WITH days AS (
-  SELECT day, ROW_NUMBER() OVER (ORDER BY day) AS number
+  SELECT day, UNIX_DATE(day) AS day_no, ROW_NUMBER() OVER (ORDER BY day) AS number
   FROM (SELECT DISTINCT window_date AS day FROM return_days WHERE window_date BETWEEN @from_date AND @to_date) AS asked
 ),
 calendar AS (
-  -- each date from the first order that can count to the end of the longest silence, and the number of the first day from it on
+  -- each date of an order that can count or be a return, and the number of the first day from it on
   SELECT
     calendar_date,
+    UNIX_DATE(calendar_date) AS day_no,
     COALESCE(
       MIN(days.number) OVER (ORDER BY calendar_date ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING),
       (SELECT COUNT(*) + 1 FROM days)
     ) AS number
   FROM UNNEST(GENERATE_DATE_ARRAY(
     CAST(DATE_SUB(@from_date, INTERVAL (2 * @at_risk_days) DAY) AS DATE),
-    CAST(DATE_ADD(@to_date, INTERVAL (2 * @at_risk_days + 1) DAY) AS DATE), INTERVAL 1 DAY)) AS calendar_date
+    CAST(DATE_ADD(@to_date, INTERVAL (2 * @at_risk_days + 91) DAY) AS DATE), INTERVAL 1 DAY)) AS calendar_date
   LEFT JOIN days ON days.day = calendar_date
+),
+spans AS (
+  -- the days between each two numbers, listed once for all silences that lie so
+  SELECT between_numbers.from_number, between_numbers.to_number, days.day, days.day_no
+  FROM (
+    SELECT DISTINCT from_day.number AS from_number, to_day.number AS to_number
+    FROM calendar AS from_day
+    JOIN calendar AS to_day ON to_day.day_no BETWEEN from_day.day_no + 1 AND from_day.day_no + 2 * @at_risk_days + 1
+  ) AS between_numbers
+  JOIN days ON days.number >= between_numbers.from_number AND days.number < between_numbers.to_number
+),
+orders_on AS (
+  -- a date of an order, with the number of the first day on which its silence is too long
+  SELECT from_day.calendar_date, from_day.day_no, from_day.number, too_long.number AS too_long_number
+  FROM calendar AS from_day
+  JOIN calendar AS too_long ON too_long.day_no = from_day.day_no + 2 * @at_risk_days + 1
 ),
 silences AS (
   SELECT
-    order_date,
-    DATE_DIFF(next_order_date, order_date, DAY) AS next_in,
-    CASE
-      WHEN DATE_DIFF(next_order_date, order_date, DAY) <= 2 * @at_risk_days THEN next_order_date
-      ELSE CAST(DATE_ADD(order_date, INTERVAL (2 * @at_risk_days + 1) DAY) AS DATE)
-    END AS end_date,
+    orders_on.day_no,
+    orders_on.number AS from_number,
+    CASE WHEN back.number < orders_on.too_long_number THEN back.number ELSE orders_on.too_long_number END AS to_number,
+    -- a return after the calendar is too late to count
+    back.day_no - orders_on.day_no AS next_in,
     CASE
       WHEN order_days_so_far < 4 THEN order_days_so_far
       WHEN order_days_so_far < 6 THEN 4
@@ -40,27 +57,21 @@ silences AS (
     -- shopping days are different days: only one alone has no span
     NULLIF(DATE_DIFF(order_date, first_order_date, DAY), 0) AS span
   FROM customer_days
+  JOIN orders_on ON orders_on.calendar_date = customer_days.order_date
+  LEFT JOIN calendar AS back ON back.calendar_date = customer_days.next_order_date
   WHERE order_date BETWEEN CAST(DATE_SUB(@from_date, INTERVAL (2 * @at_risk_days) DAY) AS DATE) AND @to_date
     AND (next_order_date IS NULL OR next_order_date > @from_date)
 ),
-numbered AS (
-  SELECT silences.*, from_day.number AS from_number, to_day.number - 1 AS to_number
-  FROM silences
-  JOIN calendar AS from_day ON from_day.calendar_date = silences.order_date
-  JOIN calendar AS to_day ON to_day.calendar_date = silences.end_date
-  WHERE from_day.number < to_day.number
-),
 silent AS (
   SELECT
-    days.day,
-    numbered.visits,
-    numbered.gaps_100,
-    numbered.span,
-    numbered.next_in,
-    DATE_DIFF(days.day, numbered.order_date, DAY) AS silence
-  FROM numbered
-  CROSS JOIN UNNEST(GENERATE_ARRAY(from_number, to_number)) AS day_number
-  JOIN days ON days.number = day_number
+    spans.day,
+    silences.visits,
+    silences.gaps_100,
+    silences.span,
+    silences.next_in,
+    spans.day_no - silences.day_no AS silence
+  FROM silences
+  JOIN spans ON spans.from_number = silences.from_number AND spans.to_number = silences.to_number
 ),
 measured AS (
   -- whole % of the usual gap, cut off: below a whole limit before it was cut off or after is the same
