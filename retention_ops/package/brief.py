@@ -100,7 +100,7 @@ class BriefFacts:
     safeguards: list[tuple[str, bool, str]]
     """what `safeguards` returned"""
     rules: dict[str, Any]
-    """settings.rule_parameters()"""
+    """settings.rule_parameters() and rank_by"""
 
 
 # --- the three formats ---------------------------------------------------------------------------------------------------

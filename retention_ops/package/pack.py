@@ -250,9 +250,14 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
         "first_order_date": plain(facts.first_order_date),
         "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
         "templates": template_fingerprint(settings),
-        "rules": settings.rule_parameters(),
+        "rules": _rules(settings),
         "shop": [settings.shop_name, facts.currency, settings.trend_days],
     })
+
+
+def _rules(settings: Settings) -> dict[str, Any]:
+    """What the brief's words follow: the rules' parameters, and the order of the queue, which no rule reads."""
+    return {**settings.rule_parameters(), "rank_by": settings.rank_by}
 
 
 def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
@@ -289,7 +294,7 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         mode=settings.mode,
         links=dict(links),
         safeguards=safeguards(facts.alert, facts.complete_through, settings, facts.first_order_date),
-        rules=settings.rule_parameters(),
+        rules=_rules(settings),
     )
 
 

@@ -38,6 +38,7 @@ from retention_ops.settings import Settings
 
 D = date(2026, 6, 30)
 SETTINGS = Settings(_env_file=None, mode="shadow", shop_name="Northwind")
+RULES_IN_FORCE = {**SETTINGS.rule_parameters(), "rank_by": SETTINGS.rank_by}
 PNG = b"\x89PNG not really"
 
 
@@ -79,7 +80,7 @@ def facts_of(alert: dict[str, Any], *, before: list[dict[str, Any]] | None = Non
     at_risk = round(sample * (alert["current_value"] or 0) / 100)
     active = (sample - at_risk) // 2
     parts = {"active": active, "at_risk": at_risk, "inactive": sample - at_risk - active}
-    rules = SETTINGS.rule_parameters()
+    rules = RULES_IN_FORCE
     complete = alert["alert_date"] - timedelta(days=2 if alert["gate"] == "data_incomplete" else 0)
     values: dict[str, Any] = {
         "alert": alert,
@@ -265,7 +266,7 @@ def test_an_interval_is_shown_in_three_figures_and_never_narrower(low, high, sho
 
 @every_format
 def test_the_meaning_of_a_tier_follows_the_profile_in_force(form):
-    luxury = Settings(_env_file=None, profile="luxury").rule_parameters()
+    luxury = {**RULES_IN_FORCE, **Settings(_env_file=None, profile="luxury").rule_parameters()}
     text = words(form, dataclasses.replace(CRITICAL, rules=luxury))
     assert "Last order up to 60 days ago" in text and "No order for 61 to 180 days" in text and "181 to 360 days" in text
 
@@ -447,7 +448,7 @@ def test_groups_nobody_is_in_are_left_out_of_the_people_behind_the_alarm(form):
 
 
 def test_the_window_to_look_at_ends_where_at_risk_ends():
-    short = Settings(_env_file=None, active_days=30, at_risk_days=33).rule_parameters()
+    short = {**RULES_IN_FORCE, **Settings(_env_file=None, active_days=30, at_risk_days=33).rule_parameters()}
     assert "between Thu 28 May 2026 and Sat 30 May 2026" in words("markdown", dataclasses.replace(CRITICAL, rules=short))
 
 
@@ -554,7 +555,7 @@ def nasty_facts(draw: st.DrawFn) -> BriefFacts:
 
     return facts_of(
         alert_row(gate=gate or None),
-        rules={**SETTINGS.rule_parameters(), **rules},
+        rules={**RULES_IN_FORCE, **rules},
         top=top,
         actions={tier: [(text(), 1) for _ in range(draw(st.integers(0, 12)))] for tier in ("P1", "P2")},
         audiences={"P1": {"file": text(), "rows": 1, "excluded": {text(): 1 for _ in range(3)}}},
