@@ -14,7 +14,7 @@ import dagster as dg
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.compute import Workspace, priority_order, workspace
 from retention_ops.execute.destinations.seam import Destination
 from retention_ops.execute.respond import Responder
 from retention_ops.log.database import ops_database
@@ -191,7 +191,7 @@ def store_days(
     days = days_of(context)
     tally = CheckTally(table)
     oldest_kept = days[-1] - timedelta(days=loop.settings.snapshot_keep_days - 1) if TABLES[table].snapshot else days[0]
-    order = PRIORITY_ORDER if table == "customer_priority" else None
+    order = priority_order(loop.settings) if table == "customer_priority" else None
     with loop.workspace(context.run_id) as space:
         counted = [day for day in days if day < oldest_kept]
         _describe_counted(context, space, table, counted)

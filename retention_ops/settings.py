@@ -125,6 +125,14 @@ class Settings(BaseSettings):
     action_p3: str = Field("20 % comeback offer + survey", description="what to do in P3", min_length=1, max_length=200)
     value_proxy_pct: int = Field(30, description="value_proxy as % of total_revenue", ge=0, le=100)
 
+    rank_by: Literal["score", "spend_at_stake"] = Field(
+        "score", description="order of the queue: by priority_score, or tier by tier by spend_at_stake",
+    )
+    membership: Literal["rules", "at_stake"] = Field(
+        "rules", description="who is in the queue: whom the rules name, or the highest spend_at_stake (tiers then follow the status)",
+    )
+    at_stake_size: int = Field(0, description="customers in the queue with membership=at_stake; 0: as many as the rules name", ge=0)
+
     # response
     mode: Literal["off", "shadow", "pilot", "live"] = Field(
         "shadow", description="off: nothing; shadow: rehearse, send nothing; pilot: WARNING only, test channel and project; live",
@@ -287,6 +295,8 @@ class Settings(BaseSettings):
             "action_p2": self.action_p2,
             "action_p3": self.action_p3,
             "value_proxy_pct": self.value_proxy_pct,
+            "membership": self.membership,
+            "at_stake_size": self.at_stake_size,
         }
 
     def rules_sha256(self, closures: tuple[Closure, ...] | None = None) -> str:
@@ -294,7 +304,7 @@ class Settings(BaseSettings):
 
         The calendar is one of them: `closures` as they were read already, else those of the file now. Raises what reading it raises.
         """
-        rules = self.rule_parameters()
+        rules = {**self.rule_parameters(), "rank_by": self.rank_by}  # rows are stored in this order
         if self.holiday_country or self.closures_file:
             from retention_ops.detect.closures import identity, planned_closures
 

@@ -221,26 +221,46 @@ def _churn_values(facts: Facts, d: date, settings: Settings) -> tuple:
     return gap, risk.late, risk.spends_less, risk.inconsistent, risk.score, risk.level
 
 
-def customer_priority(orders: pd.DataFrame, d: date, settings: Settings) -> pd.DataFrame:
-    """Who to contact first on D: tiered customers only, by score, revenue (both descending), customer_id. No created_at."""
+def customer_priority(orders: pd.DataFrame, d: date, settings: Settings, returns: Any = None) -> pd.DataFrame:
+    """Who to contact first on D, in the order of `rank_by`. No created_at. `returns`: an oracle_returns.Returns of these orders."""
+    from retention_ops_tests.oracle_returns import Returns, at_stake
+
     everyone = facts_as_of(orders, d)
     middle = Fraction(median(facts.revenue for facts in everyone)) if everyone else Fraction(0)
     least = middle if settings.p1_min_revenue == "median" else Fraction(0)
-    rows = [row for facts in everyone if (row := _priority_row(facts, d, settings, least)) is not None]
+    stay_away = (returns or Returns(orders, settings)).stay_away(d)
+    found = []
+    for facts in everyone:
+        if days_since(facts, d) <= 2 * settings.at_risk_limit:
+            tier = _rule_tier(facts, d, settings, least)
+            found.append((facts, tier, at_stake(facts, d, stay_away)))
+    by_rules = [each for each in found if each[1] is not None]
+    if settings.membership == "at_stake" and stay_away is not None:
+        found.sort(key=lambda each: (-each[2][2], -each[0].revenue, each[0].customer_id))
+        chosen = found[: settings.at_stake_size or len(by_rules)]
+        tiers = dict(zip(STATUSES, TIER_BASE, strict=True))
+        by_rules = [(facts, tiers[_status_values(facts, d, settings)[1]], stake) for facts, _, stake in chosen]
+    rows = [_priority_row(facts, tier, stake, d, settings) for facts, tier, stake in by_rules]
     rows.sort(key=lambda row: (-row[6], -row[9], row[1]))
+    if settings.rank_by == "spend_at_stake":
+        rows.sort(key=lambda row: (row[5], 0 if row[16] is None else -row[16]))
     return _frame("customer_priority", rows)
 
 
-def _priority_row(facts: Facts, d: date, settings: Settings, p1_least_cents: Fraction) -> tuple | None:
+def _rule_tier(facts: Facts, d: date, settings: Settings, p1_least_cents: Fraction) -> str | None:
+    days, status = _status_values(facts, d, settings)
+    return tier_of(status, risk_of(facts, d, settings).level, days, settings, rich_enough=facts.revenue >= p1_least_cents)
+
+
+def _priority_row(facts: Facts, tier: str, stake: tuple, d: date, settings: Settings) -> tuple:
     days, status = _status_values(facts, d, settings)
     risk = risk_of(facts, d, settings)
-    tier = tier_of(status, risk.level, days, settings, rich_enough=facts.revenue >= p1_least_cents)
-    if tier is None:
-        return None
     proxy = half_up(Fraction(settings.value_proxy_pct * facts.revenue, 100)) / 100
+    usual, stay_away, at_stake, why = stake
     return (d, facts.customer_id, status, risk.level, risk.score, tier, priority_score(tier, facts.revenue, days, settings),
-            reason_for(facts, days, risk, settings), days, facts.revenue / 100, facts.orders, half_up(facts.average) / 100,
-            action_for(tier, facts.revenue, settings), proxy)
+            reason_for(facts, days, risk, settings) or why, days, facts.revenue / 100, facts.orders, half_up(facts.average) / 100,
+            action_for(tier, facts.revenue, settings), proxy,
+            usual / 100, None if stay_away is None else stay_away / 10**6, None if at_stake is None else at_stake / 100, why)
 
 
 # ---------------------------------------------------------------------------------------------------------- shop tables

@@ -78,6 +78,20 @@ def _loyal(customer: str, random: Random) -> list[tuple[str, date, int]]:
     return visits
 
 
+def seasonal_shop(seed: int = 3, days: int = 640, customers: int = 40) -> pd.DataFrame:
+    """Customers over more than a year whose gaps are longer in winter: long enough to know last year's season."""
+    random = Random(seed)
+    rows = []
+    for number in range(customers):
+        cadence, usual = random.choice([3, 8, 15, 25, 40, 70]), random.choice([1500, 4000, 9000, 40000])
+        day, until = random.randrange(200), random.choice([250, days, days, days])
+        while day < until:
+            rows.append((f"s{number}", FIRST_DAY + timedelta(day), max(1, int(usual * random.choice([0.4, 0.6, 1, 1, 1.3])))))
+            winter = (FIRST_DAY + timedelta(day)).month in (12, 1, 2)
+            day += max(1, round(random.gauss(cadence * (2 if winter else 1), cadence / 4)))
+    return orders_frame(rows)
+
+
 def shop_with_at_risk_counts(counts: Sequence[int], customers: int, d: date, active_days: int = 30,
                              history: int = 200) -> pd.DataFrame:
     """`customers` customers of whom counts[i] are AT_RISK on the i-th of len(counts) days ending at D, nobody INACTIVE.

@@ -17,6 +17,7 @@ import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay, calendar, planned_closures
 from retention_ops.errors import NoOrders
+from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, RELATIONS, TABLES
 from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
@@ -35,6 +36,8 @@ BASELINE_DAYS = 7
 DUE_DAYS = 393
 """days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, the longest window
 of 14, and the 8 days in which a shortfall can have lasted on the eve"""
+RETURN_DAYS = 440, 30
+"""days before D of the oldest and of the newest day that return_rates looks at"""
 COMPARED_DAYS = 56
 """days before a holiday with which closed_days compares it"""
 BATCH_ROWS, BATCH_DAYS = 500_000, 31
@@ -121,11 +124,13 @@ class Workspace:
         """Computes `table` as of `day` (and its inputs where they are not at hand)."""
         if self._built.get(table) == (day,):
             return
-        if table in ("retention_daily", "alert_logic", "returning_customers"):
+        if table in ("retention_daily", "alert_logic", "returning_customers", "return_rates"):
             self.build_range(table, day, day)
             return
         if table in INPUT:
             self.use(INPUT[table], day)
+        if table == "customer_priority":
+            self.build_rates(day, day)
         rule = fast_query(table) if table == "base_customers" else query(table)
         self.run(rule, reference_date=day, from_date=day, to_date=day)
         self._built[table] = (day,)
@@ -146,8 +151,14 @@ class Workspace:
                 self.run(fast_query("due_daily"), from_date=first - timedelta(days=DUE_DAYS), to_date=last)
                 self.run(query("return_expectations"), from_date=first, to_date=last)
                 self.run(query(table), from_date=first, to_date=last)
+            case "return_rates":
+                oldest, newest = first - timedelta(days=RETURN_DAYS[0]), last - timedelta(days=RETURN_DAYS[1])
+                self.run(query("return_days"), from_date=first, to_date=last)
+                self.run(fast_query("return_windows"), from_date=oldest, to_date=newest)
+                self.run(query(table), from_date=first, to_date=last)
             case "customer_priority":
                 self.build_intervals(first, last)
+                self.build_rates(first, last)
                 self.run(queue_of_range(), from_date=first, to_date=last)
         self._built[table] = (first, last)
 
@@ -172,9 +183,16 @@ class Workspace:
         self.run(fast_query("priority_intervals"), from_date=first, to_date=last)
         self._built["priority_intervals"] = (first, last)
 
+    def build_rates(self, first: date, last: date) -> None:
+        """Learns return_rates of each day between two dates, unless those of a range that covers them are at hand."""
+        known = self._built.get("return_rates")
+        if not (known and known[0] <= first and last <= known[-1]):
+            self.build_range("return_rates", first, last)
+
     def queue_batches(self, days: list[date]) -> Iterator[list[date]]:
         """Cuts consecutive `days` so that build_range("customer_priority") of a batch has at most some BATCH_ROWS rows."""
         self.build_intervals(days[0], days[-1])
+        self.build_rates(days[0], days[-1])
         rows = self.connection.execute("SELECT SUM(to_day - from_day + 1) FROM priority_intervals").fetchall()[0][0] or 1
         size = max(1, min(BATCH_DAYS, int(BATCH_ROWS * len(days) / rows)))
         for start in range(0, len(days), size):
@@ -221,6 +239,13 @@ def queue_of_range() -> Query:
 
 
 PRIORITY_ORDER = "priority_score DESC, total_revenue DESC, customer_id"
+"""the queue by score"""
+
+
+def priority_order(settings: Settings) -> str:
+    """The order in which rows of customer_priority are stored and handed out."""
+    by_stake = "priority_tier, spend_at_stake DESC NULLS LAST, " if settings.rank_by == "spend_at_stake" else ""
+    return by_stake + PRIORITY_ORDER
 
 
 @contextmanager
@@ -248,7 +273,7 @@ def table_for(lake: Warehouse, name: str, day: date | None) -> pd.DataFrame:
             space.build_cohorts()
         else:
             space.build(name, day)
-        return space.rows(name, PRIORITY_ORDER if name == "customer_priority" else None)
+        return space.rows(name, priority_order(lake.settings) if name == "customer_priority" else None)
 
 
 def alert_history(lake: Warehouse, first: date, last: date) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.detect.alerts import AT_RISK, SHORTFALL, alert_of, answered_rules
-from retention_ops.detect.compute import PRIORITY_ORDER, workspace
+from retention_ops.detect.compute import priority_order, workspace
 from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
@@ -133,7 +133,8 @@ def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict
         churn = churn[churn["customer_id"] == customer_id]
         if churn.empty:
             raise RetentionOpsError(f"customer {customer_id!r} has no order by {day}; check the id, or choose a later --date")
-        queue = space.rows("customer_priority", PRIORITY_ORDER).reset_index(drop=True)
+        queue = space.rows("customer_priority", priority_order(lake.settings)).reset_index(drop=True)
+        rates = space.rows("return_rates")
         currency = space.orders.currency
     row = _row(churn)
     queued = queue[queue["customer_id"] == customer_id]
@@ -141,13 +142,32 @@ def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict
     row["rank"] = int(queued.index[0]) + 1 if len(queued) else None
     opted_out = no_contact(lake, day)
     row["refused_consent"], row["suppressed"] = customer_id in opted_out.refused, customer_id in opted_out.suppressed
+    row["by_stake"] = lake.settings.membership == "at_stake" and len(rates) > 0
+    row["return_rate"] = cell_of(row, rates) if row["days_since_last_order"] <= 2 * lake.settings.at_risk_limit else None
     return row, sentences_for(row, day, currency, len(queue), lake.settings)
 
 
 def sentences_for(row: dict[str, Any], day: date, currency: str, listed: int, settings: Settings) -> list[str]:
-    """Every signal and the tier in sentences. `row` is a churn_detection row with priority (its row of the queue of `listed`, or None),
-    rank, refused_consent and suppressed."""
-    return [*_signals(row, day, currency, settings), *_tier(row, listed, settings)]
+    """Every signal, what is at stake and the tier in sentences. `row` is a churn_detection row with priority (its row of the queue of
+    `listed`, or None), rank, refused_consent, suppressed, by_stake (whether what is at stake decides who is listed) and, where the
+    orders were asked, return_rate (what `cell_of` found)."""
+    return [*_signals(row, day, currency, settings), *_at_stake(row, day, currency), *_tier(row, listed, settings)]
+
+
+def cell_of(row: dict[str, Any], rates: pd.DataFrame) -> dict[str, Any] | None:
+    """What a customer is compared with: the row of return_rates for a row of churn_detection, and what its cell stays below
+    (`visits_below`, `recency_below`, `lateness_below`; None: open). None where there are no rates.
+
+    Cells are named by what they begin with: the customer's has the largest beginnings that are not above the customer's own values.
+    """
+    gaps, span = int(row["order_days"]) - 1, row["last_order_date"].toordinal() - row["first_order_date"].toordinal()
+    late = rates["lateness"] * span <= 100 * row["days_since_last_order"] * gaps if gaps else rates["lateness"] < 0
+    own = rates[(rates["visits"] <= row["order_days"]) & (rates["recency"] <= row["days_since_last_order"]) & late]
+    if own.empty:
+        return None
+    cell = _row(own.sort_values(["visits", "recency", "lateness"]).tail(1))
+    above = {name: rates.loc[rates[name] > cell[name], name] for name in ("visits", "recency", "lateness")}
+    return {**cell, **{f"{name}_below": int(values.min()) if len(values) else None for name, values in above.items()}}
 
 
 def _signals(row: dict[str, Any], day: date, currency: str, settings: Settings) -> list[str]:
@@ -186,11 +206,70 @@ def _signals(row: dict[str, Any], day: date, currency: str, settings: Settings) 
     return sentences
 
 
+def _at_stake(row: dict[str, Any], day: date, currency: str) -> list[str]:
+    """The amount with what it is made of; then, where it was looked up, who was counted."""
+    queued, cell = row["priority"], row.get("return_rate")
+    known_for = max(30, day.toordinal() - row["first_order_date"].toordinal())
+    if queued and queued["spend_at_stake"] is None:
+        return ["At stake: not known yet. Nothing could be learned as of this date, so the rules alone decide."]
+    if queued:
+        usual, chance, stake = (queued[name] for name in ("usual_spend_90d", "p_no_return_90d", "spend_at_stake"))
+        said = "" if queued["at_stake_reason"] == queued["priority_reason"] else f"{queued['at_stake_reason']}. "
+    elif cell:
+        # as customer_priority has it, half up in whole cents: it has no row of whom it does not list
+        usual_cents = (180 * int(row["total_revenue_cents"]) + known_for) // (2 * known_for)
+        chance, said = cell["p_no_return_90d"], ""
+        usual, stake = usual_cents / 100, (usual_cents * round(1_000_000 * chance) + 500_000) // 1_000_000 / 100
+    else:
+        return []
+    sentences = [
+        f"At stake: {said}Usually {usual:,.2f} {currency} in 90 days (90 x {row['total_revenue']:,.2f} / {known_for:,}, the days since the "
+        f"first order, at least 30), times {chance:.6f} who stay away for 90 days: {stake:,.2f}."
+    ]
+    return [*sentences, *_counted(cell)] if cell else sentences
+
+
+def _counted(cell: dict[str, Any]) -> list[str]:
+    """A row of return_rates in sentences."""
+    count, back = int(cell["customers"]), int(cell["returned_90"])
+    season, level = cell["season_odds"], cell["level_odds"]
+    together = min(4.0, max(0.25, (season or 1) * (level or 1)))
+    times = f"; together times {together:.3f} (at least 0.25, at most 4)" if season or level else ""
+    return [
+        f"Compared with customers of {_cell_words(cell)}: on the past days this date learns from {count:,} were counted (who was there on "
+        f"several days, several times), {back:,} of them came back within 90 days"
+        + (f", {100 * back / count:.1f} %" if count else "")
+        + f". With 30 customers added who came back as often as those of any lateness ({cell['parent_rate_90'] / 1e7:.1f} %): "
+        f"{cell['rate_90'] / 1e7:.1f} %.",
+        f"Season, in odds of coming back: around this time a year ago {_odds(season)}, in the last weeks against a year before "
+        f"{_odds(level)}{times}:  {100 - 100 * cell['p_no_return_90d']:.1f} % come back, {100 * cell['p_no_return_90d']:.1f} % stay away.",
+    ]
+
+
+def _odds(odds: float | None) -> str:
+    return "not known (changes nothing)" if odds is None else f"times {odds:.3f}"
+
+
+def _cell_words(cell: dict[str, Any]) -> str:
+    def span(name: str, unit: str) -> str:
+        first, below = int(cell[name]), cell[f"{name}_below"]
+        if below is None:
+            return f"{first} or more {unit}s"
+        return f"{first} {unit}{'' if first == 1 else 's'}" if below == first + 1 else f"{first} to {below - 1} {unit}s"
+
+    late, below = int(cell["lateness"]), cell["lateness_below"]
+    how_late = "" if late < 0 else f", {late} % or more of their usual gap" if below is None else (
+        f", {late} to below {below} % of their usual gap")
+    return f"{span('visits', 'shopping day')} and {span('recency', 'day')} of silence{how_late}"
+
+
 def _tier(row: dict[str, Any], listed: int, settings: Settings) -> list[str]:
     queued = row["priority"]
     if queued:
+        by_stake = settings.rank_by == "spend_at_stake" and queued["spend_at_stake"] is not None
+        order = " (tier by tier, most at stake first)" if by_stake else ""
         return [
-            f"In the queue as {queued['priority_tier']}, place {row['rank']:,} of {listed:,}, score {queued['priority_score']:.4f}: "
+            f"In the queue as {queued['priority_tier']}, place {row['rank']:,} of {listed:,}{order}, score {queued['priority_score']:.4f}: "
             f"{queued['priority_reason']}.",
             f"Do not contact: {'consent was refused' if row['refused_consent'] else 'the customer is suppressed'}, "
             "so the audience files leave this customer out." if row["refused_consent"] or row["suppressed"]
@@ -198,6 +277,9 @@ def _tier(row: dict[str, Any], listed: int, settings: Settings) -> list[str]:
         ]
     status, level, days = row["retention_status"], row["churn_risk_level"], int(row["days_since_last_order"])
     window = 2 * settings.at_risk_limit
+    if row["by_stake"]:
+        return [f"Not in the queue: silent for more than {window} days, and nobody is listed who is." if days > window else
+                f"Not in the queue: the spend at stake is not among the {listed:,} highest."]
     if status == "INACTIVE" and level == "HIGH" and days > window:
         why = f"silent for more than {window} days, beyond the win-back window of P3"
     elif status == "ACTIVE" and level == "HIGH":

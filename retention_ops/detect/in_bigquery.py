@@ -83,6 +83,7 @@ class BigQueryWorkspace(Workspace):
 
     def queue_batches(self, days: list[date]) -> Iterator[list[date]]:
         """All days at once, as far as one job may write them: the staged rows are partitioned, and each day reads its own."""
+        self.build_rates(days[0], days[-1])
         for start in range(0, len(days), MOST_PARTITIONS):
             yield days[start:start + MOST_PARTITIONS]
 
@@ -97,8 +98,8 @@ class BigQueryWorkspace(Workspace):
         return self.lake.frame(declared, self.connection.execute(statement).fetchall())
 
 
-BETWEEN = ("due_daily", "return_expectations", "returning_customers")
-"""what alert_logic is computed from besides: never stored, but it scans"""
+BETWEEN = ("due_daily", "return_expectations", "returning_customers", "return_days", "return_windows", "return_rates")
+"""what alert_logic and customer_priority are computed from besides: never stored, but it scans"""
 DAILY = ("base_customers", "retention_snapshot", "churn_detection", "retention_daily", "alert_logic", "customer_priority")
 
 

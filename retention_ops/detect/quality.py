@@ -44,10 +44,11 @@ _ROW_RULES: dict[str, dict[str, str]] = {
     "customer_priority": {
         "scores_in_range": "priority_score NOT BETWEEN 0 AND 100",
         "tiers_match_rules": """NOT CASE priority_tier
-            WHEN 'P1' THEN retention_status = 'ACTIVE' AND churn_risk_level = 'HIGH'
-            WHEN 'P2' THEN retention_status = 'AT_RISK' AND churn_risk_level IN ('HIGH', 'MEDIUM')
-            WHEN 'P3' THEN retention_status = 'INACTIVE' AND churn_risk_level = 'HIGH' AND days_since_last_order <= 2 * {at_risk}
+            WHEN 'P1' THEN retention_status = 'ACTIVE' AND churn_risk_level IN {p1_levels}
+            WHEN 'P2' THEN retention_status = 'AT_RISK' AND churn_risk_level IN {p2_levels}
+            WHEN 'P3' THEN retention_status = 'INACTIVE' AND churn_risk_level IN {p1_levels} AND days_since_last_order <= 2 * {at_risk}
             ELSE false END""",
+        "stakes_are_shares": "NOT (spend_at_stake BETWEEN 0 AND usual_spend_90d AND p_no_return_90d BETWEEN 0 AND 1)",
         "every_row_has_a_reason": "length(priority_reason) = 0",
     },
     "audience_current": {
@@ -94,7 +95,10 @@ def _counts(table: str, settings: Settings) -> list[str]:
     """SQL that counts the violations of each check."""
     declared = TABLES[table]
     nulls = " OR ".join(f"{column.name} IS NULL" for column in declared.columns if not column.nullable)
+    anybody = settings.membership == "at_stake"
     values = {
+        "p1_levels": "('HIGH', 'MEDIUM', 'LOW')" if anybody else "('HIGH')",
+        "p2_levels": "('HIGH', 'MEDIUM', 'LOW')" if anybody else "('HIGH', 'MEDIUM')",
         "active": settings.active_limit, "at_risk": settings.at_risk_limit,
         "high": settings.high_risk_score, "medium": settings.medium_risk_score,
         "shortfall_warning": float(settings.shortfall_warning), "shortfall_critical": float(settings.shortfall_critical),

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 import dagster as dg
 
 from retention_ops.detect.alerts import answered_rules
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace
+from retention_ops.detect.compute import Workspace, priority_order
 from retention_ops.log.database import ops_database
 from retention_ops.log.exposures import last_handed_over
 from retention_ops.orchestration import (
@@ -20,6 +20,7 @@ from retention_ops.orchestration import (
     in_batches,
     store_days,
 )
+from retention_ops.package.audiences import TIERS
 from retention_ops.package.brief import check_templates
 from retention_ops.package.pack import (
     Pack,
@@ -34,7 +35,12 @@ from retention_ops.package.pack import (
 
 def _tiers(space: Workspace) -> dict:
     tables = counts_tables(space, "customer_priority", ["priority_tier"])
-    stakes = by_day(space, "customer_priority", orders_at_stake="round(SUM(avg_order_value), 2)")
+    # sums for the metadata's curves; of a day on which nothing was known yet there is none
+    stakes = by_day(
+        space, "customer_priority", next_orders="round(SUM(avg_order_value), 2)", spend_at_stake="round(SUM(spend_at_stake), 2)",
+        **{f"{tier.lower()}_spend_at_stake": f"round(SUM(CASE WHEN priority_tier = '{tier}' THEN spend_at_stake END), 2)"
+           for tier in TIERS},
+    )
     return {day: {"distribution": table, **stakes[day]} for day, table in tables.items()}
 
 
@@ -96,7 +102,7 @@ def _build(context: dg.AssetExecutionContext, loop: Loop, days: list[date], keep
                                     f"`retention-ops run --date {day}` builds it"}
             else:
                 space.use("customer_priority", day)
-                queue = space.rows("customer_priority", PRIORITY_ORDER)
+                queue = space.rows("customer_priority", priority_order(loop.settings))
                 newest = collect(space, day, history, daily, queue, last_handed_over(engine, before=day))
                 pack = build_pack(newest, loop.settings, run_id=context.run.run_id, links=links, clock=loop.clock)
                 metadata = _pack_metadata(pack, embed_chart=day in flagged or day == days[-1])

@@ -1,8 +1,8 @@
 """Audience files: the priority queue as lists that a person or a tool can work with, and who is left off them.
 
-One CSV per tier (RFC 4180, UTF-8, CRLF) in the column order of customer_priority, then whether and when a customer was
-handed over before. Text that a spreadsheet would run as a formula is neutralised with a leading apostrophe; whoever
-re-imports such an id sees that apostrophe.
+One CSV per tier (RFC 4180, UTF-8, CRLF): what customer_priority says, whether and when a customer was handed over before, and
+what is at stake. A new column comes last, so that whoever reads by position goes on reading what they read. Text that a
+spreadsheet would run as a formula is neutralised with a leading apostrophe; whoever re-imports such an id sees that apostrophe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ TIERS = ("P1", "P2", "P3")
 COLUMNS = [
     "run_date", "customer_id", "retention_status", "churn_risk_level", "churn_risk_score", "priority_tier", "priority_score",
     "priority_reason", "days_since_last_order", "total_revenue", "total_orders", "avg_order_value", "recommended_action",
-    "value_proxy", "created_at", "new_since_handover", "last_handed_over",
+    "value_proxy", "created_at", "new_since_handover", "last_handed_over", "usual_spend_90d", "p_no_return_90d", "spend_at_stake",
+    "at_stake_reason",
 ]
 ALLOWED_COLUMNS: dict[str, tuple[str, ...]] = {
     "sheets": tuple(COLUMNS), "local": tuple(COLUMNS), "webhook": (), "slack": (), "ticket": (), "mail": (),
@@ -36,7 +37,10 @@ ALLOWED_COLUMNS: dict[str, tuple[str, ...]] = {
 NO_CONSENT, SUPPRESSED, HOLDOUT = "no consent", "suppressed", "holdout"
 HandedOver = Mapping[str, date]
 """customer_id -> newest alert date for which the customer was on a list that left"""
-_DECIMALS = {"priority_score": 4, "total_revenue": 2, "avg_order_value": 2, "value_proxy": 2}
+_DECIMALS = {
+    "priority_score": 4, "total_revenue": 2, "avg_order_value": 2, "value_proxy": 2, "usual_spend_90d": 2, "p_no_return_90d": 4,
+    "spend_at_stake": 2,
+}
 # OWASP's list of formula starters, with the full-width forms that spreadsheets also accept
 _FORMULA_START = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import traceback
@@ -39,6 +40,7 @@ from retention_ops.detect.alerts import AT_RISK, SHORTFALL, row_of
 from retention_ops.detect.missing import Missing
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import HOLDOUT
+from retention_ops.package.stakes import Stake
 from retention_ops.settings import TRIAL, Settings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
@@ -69,15 +71,18 @@ class BriefFacts:
     missing: Missing | None
     """who is behind a flagged shortfall (detect/missing.py); `top` holds only customers who may be contacted"""
     newly_at_risk: dict[str, int] | None
-    """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once}"""
+    """those who became AT_RISK in the 7 days up to D: {'customers': n, 'on_p2': in the tier P2, 'one_order': ordered once
+    and not in P2}"""
     counts: dict[str, int]
     """customers per tier who are on its list, {'P1': n, 'P2': n, 'P3': n}"""
     totals: dict[str, int]
     """customers per tier, whether they are on its list or left off"""
-    orders_at_stake: dict[str, float]
-    """per tier: sum of avg_order_value of those in `counts`"""
+    stakes: dict[str, Stake] | None
+    """per tier: spend at stake of those in `counts`; None on a date that had nothing to learn from yet"""
+    next_orders: dict[str, float]
+    """per tier: sum of avg_order_value of those in `counts`; shown where `stakes` is None"""
     top: list[dict[str, Any]]
-    """up to five customer_priority rows of customers on the lists, best first across tiers"""
+    """up to five customer_priority rows of customers on the lists, the first of the queue"""
     actions: dict[str, list[tuple[str, int]]]
     """per tier: (recommended_action, customers of `counts`)"""
     audiences: dict[str, dict[str, Any]]
@@ -95,7 +100,7 @@ class BriefFacts:
     safeguards: list[tuple[str, bool, str]]
     """what `safeguards` returned"""
     rules: dict[str, Any]
-    """settings.rule_parameters()"""
+    """settings.rule_parameters() and rank_by"""
 
 
 # --- the three formats ---------------------------------------------------------------------------------------------------
@@ -286,6 +291,9 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         **_trend(at_risk, facts.history, facts.flagged),
         "windows": _windows(facts.rules),
         "judged_from": _judged_from(facts) if gate == "history_warmup" else None,
+        "by_stake": _by_stake(facts),
+        "ranked_by_stake": facts.stakes is not None and facts.rules["rank_by"] == "spend_at_stake",
+        "known_stakes": facts.stakes is not None,
         **_behind_the_rise(facts),
         "crossed_from": day - timedelta(days=min(facts.rules["active_days"] + 7, facts.rules["at_risk_days"])),
         "crossed_to": day - timedelta(days=facts.rules["active_days"] + 1),
@@ -293,7 +301,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         "steps": [{"tier": tier["tier"], **action} for tier in tiers if tier["due"] for action in tier["actions"]],
         "queue": sum(facts.counts.get(tier, 0) for tier in TIERS),
         "held_out": sum(audience["excluded"].get(HOLDOUT, 0) for audience in facts.audiences.values()),
-        "top": [_customer(row) for row in facts.top[:5]],
+        "top": [_customer(row, facts.rules) for row in facts.top[:5]],
         "links": _links(facts.links),
         "safeguards": [
             {"name": _clean(name, 60), "passed": bool(passed), "sentence": _clean(sentence, 400)}
@@ -310,12 +318,17 @@ def _judged_from(facts: BriefFacts) -> date | None:
     return None if first is None else as_date(first) + timedelta(days=facts.rules["at_risk_days"] + 7)
 
 
+def _by_stake(facts: BriefFacts) -> bool:
+    """Whether what is at stake decides who is on the lists: where nothing is known of it yet the rules do."""
+    return facts.stakes is not None and facts.rules["membership"] == "at_stake"
+
+
 def _behind_the_rise(facts: BriefFacts) -> dict[str, Any]:
     """Who became AT_RISK in the 7 days, and how many of all AT_RISK are in no tier: P2 is the only one they can be in."""
     newly = facts.newly_at_risk
     if newly is None:
         return {"newly": None, "no_tier": None}
-    rest = newly["customers"] - newly["on_p2"] - newly["one_order"]  # a single order is never in P2
+    rest = newly["customers"] - newly["on_p2"] - newly["one_order"]
     return {"newly": {**newly, "others": rest}, "no_tier": (facts.daily["at_risk"] or 0) - facts.totals.get("P2", 0)}
 
 
@@ -478,14 +491,27 @@ def _tiers(facts: BriefFacts, state: str) -> list[dict[str, Any]]:
             "name": _TIER_NAMES[tier],
             "customers": facts.counts.get(tier, 0),
             "total": facts.totals.get(tier, 0),
-            "at_stake": facts.orders_at_stake.get(tier, 0.0),
+            "stake": _stake(facts.stakes.get(tier)) if facts.stakes is not None else None,
+            "next_orders": facts.next_orders.get(tier, 0.0),
             "due": tier in due,
-            "median_revenue": tier == "P1" and bool(facts.rules.get("p1_needs_median_revenue")),
+            "median_revenue": tier == "P1" and bool(facts.rules.get("p1_needs_median_revenue")) and not _by_stake(facts),
             "actions": _actions(facts, tier),
             "audience": _audience(facts.audiences.get(tier)),
         }
         for tier in TIERS
     ]
+
+
+def _stake(stake: Stake | None) -> dict[str, float]:
+    """As shown: the interval in three figures, so that nobody takes it for exact, rounded outwards so that it stays as wide."""
+    if stake is None:
+        return {"spend": 0.0, "low": 0, "high": 0}
+    return {"spend": stake.spend, "low": _three_figures(stake.low, math.floor), "high": _three_figures(stake.high, math.ceil)}
+
+
+def _three_figures(value: float, rounded: Callable[[float], int]) -> int:
+    step = 10 ** max(0, len(str(int(value))) - 3)
+    return rounded(value / step) * step
 
 
 def _actions(facts: BriefFacts, tier: str) -> list[dict[str, Any]]:
@@ -503,12 +529,15 @@ def _audience(audience: dict[str, Any] | None) -> dict[str, Any] | None:
             "excluded": [{"reason": _clean(reason, 80), "customers": count} for reason, count in left_out]}
 
 
-def _customer(row: dict[str, Any]) -> dict[str, Any]:
+def _customer(row: dict[str, Any], rules: dict[str, Any]) -> dict[str, Any]:
     """A customer as shown: an opaque id, the rule's own words and numbers."""
+    counts = rules["rank_by"] == "spend_at_stake" or rules["membership"] == "at_stake"
+    at_stake = row["at_stake_reason"] if counts and row["at_stake_reason"] != row["priority_reason"] else None
     return {
         "id": _clean(row["customer_id"], 64) or "–",
         "tier": _clean(row["priority_tier"], 8),
         "reason": _clean(row["priority_reason"], 300),
+        "at_stake": _clean(at_stake, 300) if at_stake else None,
         "action": _clean(row["recommended_action"], 200),
         "revenue": row["total_revenue"],
         "average": row["avg_order_value"],

@@ -30,7 +30,7 @@ import pyarrow as pa
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
 from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, row_of, told_by
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace, workspace
+from retention_ops.detect.compute import Workspace, priority_order, workspace
 from retention_ops.detect.missing import Missing, who_is_missing
 from retention_ops.errors import PackError, QualityError
 from retention_ops.package.audiences import (
@@ -55,6 +55,7 @@ from retention_ops.package.brief import (
     template_fingerprint,
 )
 from retention_ops.package.chart import returning_chart, trend_chart
+from retention_ops.package.stakes import Stake, stake_of
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
@@ -185,7 +186,8 @@ def _since_customers(window: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[str, int]:
     """The people behind a rise: {'customers', 'on_p2', 'one_order'}, those who became AT_RISK on D or in the 6 days before.
 
-    From orders only: `on_p2` counts the tier, whoever may be contacted; one order gives no rhythm, hence no tier.
+    From orders only: `on_p2` counts the tier, whoever may be contacted. One order gives no rhythm, hence no rule that names the
+    customer; who is in P2 nevertheless, for what is at stake, is not counted as `one_order`.
     """
     space.use("churn_detection", day)
     first = space.settings.active_limit + 1
@@ -195,7 +197,8 @@ def newly_at_risk(space: Workspace, day: date, priority: pd.DataFrame) -> dict[s
         f"WHERE days_since_last_order BETWEEN {first} AND {last}"
     ).fetchall()[0]
     on_p2 = (priority["priority_tier"] == "P2") & priority["days_since_last_order"].between(first, last)
-    return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order}
+    once_on_p2 = on_p2 & (priority["total_orders"] == 1)
+    return {"customers": customers, "on_p2": int(on_p2.sum()), "one_order": one_order - int(once_on_p2.sum())}
 
 
 def audiences_of(
@@ -225,12 +228,12 @@ def _queue(lake: Warehouse, day: date) -> pd.DataFrame:
         made_from = lake.provenance("customer_priority", day)
         same_rules = made_from.get("rules_sha256") == lake.settings.rules_sha256()
         if same_rules and not Changes(lake).since(made_from.get("orders_version", ""), day):
-            return lake.read("customer_priority", day, PRIORITY_ORDER)
+            return lake.read("customer_priority", day, priority_order(lake.settings))
     except duckdb.Error:
         pass  # damaged: as good as another make
     with workspace(lake) as space:
         space.use("customer_priority", day)
-        return space.rows("customer_priority", PRIORITY_ORDER)
+        return space.rows("customer_priority", priority_order(lake.settings))
 
 
 def facts_sha256(facts: Facts, settings: Settings) -> str:
@@ -247,14 +250,19 @@ def facts_sha256(facts: Facts, settings: Settings) -> str:
         "first_order_date": plain(facts.first_order_date),
         "priority": hashlib.sha256(to_csv(facts.priority, columns).encode()).hexdigest(),
         "templates": template_fingerprint(settings),
-        "rules": settings.rule_parameters(),
+        "rules": _rules(settings),
         "shop": [settings.shop_name, facts.currency, settings.trend_days],
     })
 
 
+def _rules(settings: Settings) -> dict[str, Any]:
+    """What the brief's words follow: the rules' parameters, and the order of the queue, which no rule reads."""
+    return {**settings.rule_parameters(), "rank_by": settings.rank_by}
+
+
 def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Settings, links: Mapping[str, str]) -> BriefFacts:
     """What the templates see."""
-    # nobody is told to call a customer who is left off the lists, nor is that customer's next order at stake
+    # nobody is told to call a customer who is left off the lists, nor is that customer's spend at stake for them to save
     listed = {customer_id for audience in audiences.values() for customer_id in audience.treated_ids}
     contactable = facts.priority[facts.priority["customer_id"].isin(listed)]
     by_tier = {tier: contactable[contactable["priority_tier"] == tier] for tier in TIERS}
@@ -268,8 +276,9 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         newly_at_risk=facts.newly_at_risk,
         counts={tier: audience.rows for tier, audience in audiences.items()},
         totals={tier: audience.listed for tier, audience in audiences.items()},
+        stakes=_stakes(facts.priority, by_tier),
         # summed in cents: the sum of a column of floats depends on its order
-        orders_at_stake={
+        next_orders={
             tier: int((rows["avg_order_value"] * 100).round().astype("int64").sum()) / 100 for tier, rows in by_tier.items()
         },
         top=records(contactable.head(TOP_CUSTOMERS)),
@@ -285,8 +294,15 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         mode=settings.mode,
         links=dict(links),
         safeguards=safeguards(facts.alert, facts.complete_through, settings, facts.first_order_date),
-        rules=settings.rule_parameters(),
+        rules=_rules(settings),
     )
+
+
+def _stakes(priority: pd.DataFrame, by_tier: Mapping[str, pd.DataFrame]) -> dict[str, Stake] | None:
+    """Of the customers `by_tier`; None where the date's queue says of nobody what is at stake: there was nothing to learn from."""
+    if not priority["spend_at_stake"].notna().any():
+        return None
+    return {tier: stake_of(rows["usual_spend_90d"], rows["p_no_return_90d"], rows["spend_at_stake"]) for tier, rows in by_tier.items()}
 
 
 def _nameable(facts: Facts, settings: Settings) -> Missing | None:
@@ -368,7 +384,7 @@ def renew_pack(lake: Warehouse, day: date, handed_over: HandedOver, *, run_id: s
     with workspace(lake) as space:
         space.build_range("alert_logic", day - timedelta(days=lake.settings.trend_days - 1), day)
         space.use("customer_priority", day)
-        priority = space.rows("customer_priority", PRIORITY_ORDER)
+        priority = space.rows("customer_priority", priority_order(lake.settings))
         facts = collect(space, day, space.rows("alert_logic"), space.rows("retention_daily"), priority, handed_over)
     pack = build_pack(facts, lake.settings, run_id=run_id, links=brief_links(lake.settings, run_id), clock=clock)
     publish_lists(lake, facts)
@@ -397,6 +413,7 @@ def publish_lists(lake: Warehouse, facts: Facts) -> bool:
             **{name: pa.array(rows[name], pa.float64()) for name in numbers},
             "new_since_handover": pa.array(rows["new_since_handover"], pa.bool_()),
             "last_handed_over": pa.array(rows["last_handed_over"].tolist(), pa.date32()),
+            "place": pa.array(range(len(rows)), pa.int64()),  # the lists are in the queue's order
         }))
         connection.execute(
             f"CREATE TEMP TABLE {CURRENT_LISTS} AS "
@@ -407,7 +424,7 @@ def publish_lists(lake: Warehouse, facts: Facts) -> bool:
         if broken:
             raise QualityError(f"{CURRENT_LISTS} of {facts.day} breaks its own rules and was not replaced: {', '.join(broken)}")
         made_from = {"alert_date": facts.day.isoformat(), "audience_sha256": fingerprint}
-        lake.write(connection, CURRENT_LISTS, None, made_from, order_by=f"tier, {PRIORITY_ORDER}")
+        lake.write(connection, CURRENT_LISTS, None, made_from, order_by="tier, place")
     lake.refresh_views()
     return True
 

@@ -211,6 +211,10 @@ class CustomerExplanation(Answer):
     rank: int | None = Field(description="Place in the queue of the date")
     queue_length: int
     priority_score: float | None
+    usual_spend_90d: float | None = Field(description="This and the next three: of the queue's row; null: not in it, or not known yet")
+    p_no_return_90d: float | None = Field(description="Share of customers like this one who stay away for 90 days, 0..1")
+    spend_at_stake: float | None = Field(description="usual_spend_90d x p_no_return_90d: an expectation")
+    at_stake_reason: str | None
     retention_status: str
     churn_risk_level: str
     churn_risk_score: int

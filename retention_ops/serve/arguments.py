@@ -34,7 +34,7 @@ BusinessDate = Annotated[
 ]
 Tier = Annotated[
     Literal["P1", "P2", "P3"],
-    Field(description="P1 prevention (ACTIVE, slipping), P2 intervention (AT_RISK), P3 win-back (INACTIVE)"),
+    Field(description="P1 prevention (ACTIVE), P2 intervention (AT_RISK), P3 win-back (INACTIVE)"),
 ]
 BriefFormat = Annotated[
     Literal["slack", "email", "markdown"], Field(description="slack: Block Kit JSON; email: HTML; markdown: for reading here")

@@ -46,6 +46,7 @@ BRIEF_CHARACTERS = 12_000
 STATUSES = ("ACTIVE", "AT_RISK", "INACTIVE")
 LEVELS = ("HIGH", "MEDIUM", "LOW")
 TIERS = ("P1", "P2", "P3")
+STAKES = ("usual_spend_90d", "p_no_return_90d", "spend_at_stake", "at_stake_reason")
 
 
 class Reader:
@@ -175,18 +176,21 @@ class Reader:
                           "ids exactly as in the orders; a date after their first order", f'get_operational_context(date="{day}")')
         queue = self._from("customer_priority", day, options=", file_row_number = true")
         queued = self._rows(f"SELECT * FROM {queue} WHERE customer_id = ?", customer_id)
-        length = self._rows(f"SELECT COUNT(*) AS listed FROM {self._from('customer_priority', day)}")[0]["listed"]
+        counts = self._rows(f"SELECT COUNT(*) AS listed, COUNT(spend_at_stake) AS staked FROM {self._from('customer_priority', day)}")[0]
         opted_out = self._opted_out(customer_id, day)
         row = {**churn[0], **opted_out, "priority": queued[0] if queued else None}
+        row["by_stake"] = self.settings.membership == "at_stake" and counts["staked"] > 0
         row["rank"] = queued[0]["file_row_number"] + 1 if queued else None  # stored in the queue's order
         row |= {name: date.fromisoformat(row[name]) for name in ("first_order_date", "last_order_date")}
         return CustomerExplanation(
             customer_id=customer_id, date=day, priority_tier=queued[0]["priority_tier"] if queued else None, rank=row["rank"],
-            queue_length=length, priority_score=queued[0]["priority_score"] if queued else None,
+            queue_length=counts["listed"], priority_score=queued[0]["priority_score"] if queued else None,
+            **{name: queued[0][name] if queued else None for name in STAKES},
             retention_status=row["retention_status"], churn_risk_level=row["churn_risk_level"], churn_risk_score=row["churn_risk_score"],
             signals={name: row[f"is_{name}"] for name in ("frequency_drop", "value_drop", "status_inconsistent")},
             may_be_contacted=not any(opted_out.values()),
-            sentences=sentences_for({**row, "customer_id": quoted(customer_id)}, day, self.lake.orders().currency, length, self.settings),
+            sentences=sentences_for({**row, "customer_id": quoted(customer_id)}, day, self.lake.orders().currency, counts["listed"],
+                                    self.settings),
             stale=self._stale("churn_detection", day), data_fields=["customer_id", "sentences"],
         )
 

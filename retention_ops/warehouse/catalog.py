@@ -182,6 +182,10 @@ TABLES: dict[str, Table] = {
             _c("recommended_action", "STRING", "What to do"),
             _c("value_proxy", "FLOAT64", "30 % of total_revenue, currency units, 2 places"),
             _c("created_at", "TIMESTAMP", "When the row was computed; outside every comparison and hash"),
+            _c("usual_spend_90d", "FLOAT64", "90 x total_revenue / days since the first order, at least 30; 2 places", True),
+            _c("p_no_return_90d", "FLOAT64", "Share of customers like this one who stay away for 90 days; null: not known yet", True),
+            _c("spend_at_stake", "FLOAT64", "usual_spend_90d x p_no_return_90d, currency units, 2 places", True),
+            _c("at_stake_reason", "STRING", "The same as a sentence", True),
         ), "run_date"),
         Table("audience_current", "The lists of the newest date that has an Action Pack, as handed over.", "whole", ("customer_id",), (
             _c("alert_date", "DATE", "Reference date D of the lists"),
@@ -229,7 +233,8 @@ TABLES: dict[str, Table] = {
 }
 
 PRIORITY_INTERVALS = Table(
-    "priority_intervals", "When each customer is in a tier: what customer_priority of a range is made from; never stored.", "whole",
+    "priority_intervals", "When each customer is in a tier, or may be: what customer_priority of a range is made from; never stored.",
+    "whole",
     ("customer_id", "last_order_date", "priority_tier"), (
         _CUSTOMER,
         _c("priority_tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),
@@ -276,6 +281,46 @@ RETURNING_CUSTOMERS = replace(
     description="Returning customers against what their own rhythm predicts, as rows of alert_logic; never stored.",
 )
 
+_CELL = (
+    _c("visits", "INT64", "Cell: shopping days so far, from this many on: 1, 2, 3, 4, 6, 8, 11, 16, 26"),
+    _c("recency", "INT64", "Cell: days since the last order, from this many on: 0, 8, 15, 22, 31, 46, 61, 76, 91, 121, 151"),
+    _c("lateness", "INT64", "Cell: these days in % of the usual gap, from 0, 50, 75, 100, 150, 200, 300, 500 on; -1: one shopping day"),
+)
+
+RETURN_DAYS = Table(
+    "return_days", "The past days that return_rates of D looks at, and what for; never stored.", "whole",
+    ("as_of_date", "purpose", "window_date"), (
+        _AS_OF,
+        _c("purpose", "STRING", "learn, season, level or level_year"),
+        _c("window_date", "DATE", "The day"),
+    ))
+
+RETURN_WINDOWS = Table(
+    "return_windows", "Customers of a day by visits, recency and lateness, and how many came back; never stored.", "whole",
+    ("as_of_date", "visits", "recency", "lateness"), (
+        _c("as_of_date", "DATE", "Day S: customers as they were at its end"),
+        *_CELL,
+        _c("customers", "INT64", "Customers in the cell"),
+        _c("returned_30", "INT64", "Of these with an order from S+1 to S+30"),
+        _c("returned_90", "INT64", "Of these with an order from S+1 to S+90"),
+    ))
+
+RETURN_RATES = Table(
+    "return_rates", "How likely customers of each cell come back, as known on D; never stored.", "whole",
+    ("as_of_date", "visits", "recency", "lateness"), (
+        _AS_OF,
+        *_CELL,
+        _c("customers", "INT64", "Customers in the cell on the days that D learns from, each day counted by itself"),
+        _c("returned_30", "INT64", "Of these back within 30 days"),
+        _c("returned_90", "INT64", "Of these back within 90 days"),
+        _c("parent_rate_90", "INT64", "Of a thousand million: rate_90 of visits x recency whatever the lateness"),
+        _c("rate_30", "INT64", "Of a thousand million: back within 30 days, 30 customers of the parent added"),
+        _c("rate_90", "INT64", "Likewise within 90 days"),
+        _c("season_odds", "FLOAT64", "Odds of coming back around this time a year ago against those of the rates; null: not known", True),
+        _c("level_odds", "FLOAT64", "Odds of coming back in the last weeks against the same weeks a year ago; null: not known", True),
+        _c("p_no_return_90d", "FLOAT64", "Share that stays away for 90 days, with season_odds x level_odds; 6 decimals"),
+    ))
+
 DUE_CUSTOMERS = Table(
     "due_customers", "Who was due back in a window by their own rhythm, and who of them came; never stored.", "whole", ("customer_id",), (
         _CUSTOMER,
@@ -304,6 +349,7 @@ SHORTFALL_SLICES = Table(
 
 _BETWEEN = (
     PRIORITY_INTERVALS, CALENDAR_DAYS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS, DUE_CUSTOMERS, SHORTFALL_SLICES,
+    RETURN_DAYS, RETURN_WINDOWS, RETURN_RATES,
 )
 RELATIONS = {**TABLES, **{table.name: table for table in _BETWEEN}}
 """everything a rule may yield or read"""

@@ -25,6 +25,9 @@ FILES = {
     "return_expectations": "05_return_expectations.sql",
     "returning_customers": "05_returning_customers.sql",
     "customer_priority": "06_customer_priority.sql",
+    "return_days": "06_return_days.sql",
+    "return_windows": "06_return_windows.sql",
+    "return_rates": "06_return_rates.sql",
     "due_customers": "07_due_customers.sql",
     "shortfall_slices": "08_shortfall_slices.sql",
 }
@@ -34,6 +37,7 @@ FAST_FILES = {
     "base_customers": "fast/base_customers.sql",
     "retention_daily": "fast/retention_daily.sql",
     "due_daily": "fast/due_daily.sql",
+    "return_windows": "fast/return_windows.sql",
     "priority_intervals": "fast/priority_intervals.sql",
     "retention_snapshot": "fast/retention_snapshot.sql",
 }

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retention_ops.detect import compute
-from retention_ops.detect.compute import BASELINE_DAYS, Workspace, workspace
+from retention_ops.detect.compute import BASELINE_DAYS, RETURN_DAYS, Workspace, workspace
 from retention_ops.settings import Settings
 from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.lake import Lake
@@ -51,6 +51,7 @@ def differing_rows(space: Workspace, days: list[date]) -> tuple[dict[str, int], 
     space.run(query("alert_logic"), from_date=first, to_date=last)
     keep(space, "retention_daily", "readable_retention_daily")
     keep(space, "alert_logic", "readable_alert_logic")
+    readable_rates(space, first, last)
     other_facts = 0
     for day in days:
         space.run(READABLE_QUEUE, reference_date=day, from_date=day, to_date=day)
@@ -58,6 +59,13 @@ def differing_rows(space: Workspace, days: list[date]) -> tuple[dict[str, int], 
         other_facts += _fingerprint(space, fast_query("base_customers"), day) != _fingerprint(space, query("base_customers"), day)
     found = {table: _one_sided(space, f"fast_{table}", f"readable_{table}") for table in RANGES}
     return {"base_customers": other_facts, **found}, alerts
+
+
+def readable_rates(space: Workspace, first: date, last: date) -> None:
+    """return_rates by the readable rules alone."""
+    space.run(query("return_days"), from_date=first, to_date=last)
+    space.run(query("return_windows"), from_date=first - timedelta(RETURN_DAYS[0]), to_date=last - timedelta(RETURN_DAYS[1]))
+    space.run(query("return_rates"), from_date=first, to_date=last)
 
 
 def _fingerprint(space: Workspace, rule: Query, day: date) -> tuple:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import dagster as dg
 import pandas as pd
 import pytest
@@ -13,11 +15,11 @@ from retention_ops_tests.conftest import LAST_DAY as D
 from retention_ops_tests.shops import lake_with, small_shop
 
 
-def run(lake):
-    """(outcome, metadata of action_pack or None) of one day's run."""
+def run(lake, asset="action_pack", day=D):
+    """(outcome, metadata of the asset or None) of one day's run."""
     with dg.DagsterInstance.ephemeral() as stored:
-        outcome = run_dates(Loop(lake), D, D, stored)
-        event = stored.get_latest_materialization_event(dg.AssetKey("action_pack"))
+        outcome = run_dates(Loop(lake), day, day, stored)
+        event = stored.get_latest_materialization_event(dg.AssetKey(asset))
     return outcome, event.asset_materialization.metadata if event else None
 
 
@@ -29,6 +31,21 @@ def test_metadata_counts_the_tiers_and_the_rows_handed_over(tmp_path):
     tiers = ("p1", "p2", "p3")
     assert sum(metadata[f"{tier}_count"].value for tier in tiers) > 0
     assert [metadata[f"{tier}_handed_over"].value for tier in tiers] == [0, 0, 0]
+
+
+def test_the_queues_metadata_sums_what_is_at_stake_and_names_nobody(tmp_path):
+    lake = lake_with(small_shop(), tmp_path / "home", min_sample=10)
+    outcome, metadata = run(lake, "customer_priority")
+    queue = lake.read("customer_priority", D)
+    sums = queue.groupby("priority_tier")["spend_at_stake"].sum()
+    assert outcome.success and len(sums) and metadata["spend_at_stake"].value == pytest.approx(queue["spend_at_stake"].sum())
+    assert {name: entry.value for name, entry in metadata.items() if name.endswith("_spend_at_stake")} == pytest.approx(
+        {f"{tier.lower()}_spend_at_stake": total for tier, total in sums.items()})
+    assert metadata["next_orders"].value == pytest.approx(queue["avg_order_value"].sum())
+    told = " ".join(str(entry.value) for entry in metadata.values())
+    assert not [name for name in queue["customer_id"] if f" {name} " in told] and "stayed away" not in told
+    early, metadata = run(lake, "customer_priority", D - timedelta(120))
+    assert early.success and not [name for name in metadata if "spend_at_stake" in name]
 
 
 @pytest.mark.parametrize(("settings", "links"), [

@@ -45,6 +45,7 @@ def queue(*customers: str, tier: str = "P1") -> pd.DataFrame:
         "churn_risk_score": 70, "priority_tier": tier, "priority_score": 94.5106, "priority_reason": "No order for 24 days",
         "days_since_last_order": 24, "total_revenue": 3847.0, "total_orders": 32, "avg_order_value": 120.22,
         "recommended_action": "Personal email + reminder", "value_proxy": 1154.1, "created_at": pd.Timestamp("2026-07-01T04:00:00Z"),
+        "usual_spend_90d": 412.3, "p_no_return_90d": 0.701234, "spend_at_stake": 289.12, "at_stake_reason": "7 of 10 customers this late",
     }, columns=TABLES["customer_priority"].column_names)
 
 
@@ -171,8 +172,31 @@ def test_an_empty_list_still_has_its_header():
 # --- what leaves ---
 
 
-def test_a_list_has_the_columns_of_the_queue_then_the_hand_over():
-    assert [*TABLES["customer_priority"].column_names, "new_since_handover", "last_handed_over"] == COLUMNS
+def test_a_list_has_every_column_of_the_queue_and_new_ones_come_last():
+    assert COLUMNS[:17] == [
+        "run_date", "customer_id", "retention_status", "churn_risk_level", "churn_risk_score", "priority_tier", "priority_score",
+        "priority_reason", "days_since_last_order", "total_revenue", "total_orders", "avg_order_value", "recommended_action",
+        "value_proxy", "created_at", "new_since_handover", "last_handed_over"], "whoever reads by position goes on as before"
+    assert COLUMNS[17:] == ["usual_spend_90d", "p_no_return_90d", "spend_at_stake", "at_stake_reason"]
+    assert {*TABLES["customer_priority"].column_names, "new_since_handover", "last_handed_over"} == set(COLUMNS)
+
+
+def test_what_is_at_stake_goes_to_the_sheet_and_the_file_and_nowhere_else():
+    assert {name for name, columns in ALLOWED_COLUMNS.items() if set(columns) & set(COLUMNS[17:])} == {"sheets", "local"}
+    frame = queue("c1", "c2").assign(spend_at_stake=[289.1249, None], at_stake_reason=["=7 of 10", None])
+    audience = build_audience("P1", D, frame, LeftOut())
+    first, second = rows_of(audience)
+    assert [first[name] for name in COLUMNS[17:]] == ["412.30", "0.7012", "289.12", "'=7 of 10"]
+    assert (second["spend_at_stake"], second["at_stake_reason"]) == ("", "")
+    _, rows = allowed_table(audience, "sheets")
+    assert [row[-4:] for row in rows] == [[412.3, 0.7012, 289.12, "'=7 of 10"], [412.3, 0.7012, "", ""]]
+
+
+@pytest.mark.parametrize("column", COLUMNS[17:])
+def test_what_is_at_stake_is_part_of_the_lists_hash(column):
+    frame = queue("c1", "c2")
+    other = frame.assign(**{column: ["another", None] if column == "at_stake_reason" else [0.25, None]})
+    assert audience_sha256(build_audiences(D, frame, LeftOut())) != audience_sha256(build_audiences(D, other, LeftOut()))
 
 
 @pytest.mark.parametrize("destination", ALLOWED_COLUMNS)

@@ -33,10 +33,12 @@ from retention_ops.package.brief import (
     safeguards,
     template_fingerprint,
 )
+from retention_ops.package.stakes import Stake
 from retention_ops.settings import Settings
 
 D = date(2026, 6, 30)
 SETTINGS = Settings(_env_file=None, mode="shadow", shop_name="Northwind")
+RULES_IN_FORCE = {**SETTINGS.rule_parameters(), "rank_by": SETTINGS.rank_by}
 PNG = b"\x89PNG not really"
 
 
@@ -58,13 +60,17 @@ def alert_row(day: date = D, current: float | None = 24.1, baseline: float | Non
     }
 
 
+AT_STAKE = "7 of 10 customers this late stayed away; usually spends 412 a quarter: 288 at stake"
+
+
 def customer(
-    customer_id: str = "C-10482", tier: str = "P1", reason: str = "No order for 24 days, usually every 11."
+    customer_id: str = "C-10482", tier: str = "P1", reason: str = "No order for 24 days, usually every 11.",
+    at_stake: str | None = AT_STAKE,
 ) -> dict[str, Any]:
     return {
         "customer_id": customer_id, "priority_tier": tier, "priority_reason": reason, "total_revenue": 3847.0,
         "avg_order_value": 120.22, "recommended_action": "VIP outreach + 10 % loyalty incentive", "priority_score": 94.5106,
-        "days_since_last_order": 24,
+        "days_since_last_order": 24, "at_stake_reason": at_stake,
     }
 
 
@@ -74,7 +80,7 @@ def facts_of(alert: dict[str, Any], *, before: list[dict[str, Any]] | None = Non
     at_risk = round(sample * (alert["current_value"] or 0) / 100)
     active = (sample - at_risk) // 2
     parts = {"active": active, "at_risk": at_risk, "inactive": sample - at_risk - active}
-    rules = SETTINGS.rule_parameters()
+    rules = RULES_IN_FORCE
     complete = alert["alert_date"] - timedelta(days=2 if alert["gate"] == "data_incomplete" else 0)
     values: dict[str, Any] = {
         "alert": alert,
@@ -86,7 +92,8 @@ def facts_of(alert: dict[str, Any], *, before: list[dict[str, Any]] | None = Non
         "newly_at_risk": {"customers": 780, "on_p2": 55, "one_order": 532},
         "counts": {"P1": 43, "P2": 1_412, "P3": 1},
         "totals": {"P1": 46, "P2": 1_412, "P3": 1},
-        "orders_at_stake": {"P1": 4_121.4, "P2": 71_877.9, "P3": 88.2},
+        "stakes": {"P1": Stake(4_121.4, 3_306.2, 4_936.6), "P2": Stake(17_888.9, 14_213.7, 21_564.1), "P3": Stake(88.2, 40.49, 135.91)},
+        "next_orders": {"P1": 5_000.4, "P2": 71_877.9, "P3": 120.2},
         "top": [customer(), customer("C-931", "P2", "No order for 62 days, usually every 20.")],
         "actions": {"P1": [(rules["action_p1_reminder"], 35), (rules["action_p1_vip"], 8)], "P2": [(rules["action_p2"], 1_412)],
                     "P3": [(rules["action_p3"], 1)]},
@@ -102,6 +109,15 @@ def facts_of(alert: dict[str, Any], *, before: list[dict[str, Any]] | None = Non
 
 
 CRITICAL = facts_of(alert_row())
+UNLEARNED = dataclasses.replace(CRITICAL, stakes=None)
+
+
+def under(rules: dict[str, Any], facts: BriefFacts = CRITICAL) -> BriefFacts:
+    """The same day with other settings about who is listed and in which order."""
+    return dataclasses.replace(facts, rules={**facts.rules, **rules})
+
+
+BY_STAKE, RANKED = {"membership": "at_stake"}, {"rank_by": "spend_at_stake"}
 WARNING = facts_of(alert_row(current=22.3))
 QUIET = facts_of(alert_row(current=19.2))
 GATED = facts_of(alert_row(gate="data_incomplete"))
@@ -178,17 +194,79 @@ def test_severity_date_and_shop_are_there(form):
 
 
 @every_format
-def test_each_tier_shows_its_people_and_next_orders(form):
-    text = words(form, CRITICAL)
-    for shown in ("43", "1,412", "EUR 4,121", "EUR 71,878", "EUR 88"):
+def test_each_tier_shows_its_people_and_spend_at_stake(form):
+    text = words(form, CRITICAL).replace("\N{NO-BREAK SPACE}", " ")
+    for shown in ("43", "1,412", "EUR 4,121", "EUR 17,889", "EUR 88", "(3,300 to 4,940)", "(14,200 to 21,600)", "(40 to 136)"):
         assert shown in text
+    assert "next orders" not in text.lower() and "EUR 71,878" not in text
     for meaning in ("Last order up to 30 days ago", "No order for 31 to 90 days", "No order for 91 to 180 days"):
         assert meaning in text
 
 
 @every_format
+def test_before_anything_was_learned_next_orders_are_shown(form):
+    text = words(form, UNLEARNED)
+    assert "EUR 5,000" in text and "EUR 71,878" in text and "at stake (" not in text and "EUR 17,889" not in text
+    assert "next orders" in text.lower() and "spend at stake" not in text.lower() and "not a forecast" in text
+
+
+@every_format
+def test_a_list_without_anybody_has_no_range(form):
+    nobody = dict.fromkeys(("P1", "P2", "P3"), 0)
+    text = words(form, dataclasses.replace(CRITICAL, counts=nobody, totals=nobody, stakes={}, top=[], actions={}))
+    assert text.count("EUR 0") == 3 and "0 to 0" not in text
+
+
+@every_format
+def test_the_money_is_said_to_be_an_expectation(form):
+    text = words(form, CRITICAL)
+    assert ("what these customers usually spend in 90 days times the share of customers like them who stayed away for 90 days" in text
+            and "an expectation, not a promise that a contact saves it." in text)
+    assert ("In each tier those with most at stake stand first." in words(form, under(RANKED))) and "stand first" not in text
+    assert "stand first" not in words(form, under(RANKED, UNLEARNED))
+
+
+RULES = ("late or spending less by their own rhythm", "HIGH means", "revenue at or above the median", "LOW risk by their own rhythm",
+         "ordered only once")
+STAKES = ("Last order up to 30 days ago, and among the highest spend at stake", "No order for 31 to 90 days, and among the highest spend",
+          "No order for 91 to 180 days, and among the highest spend", "of all customers silent for at most 180 days",
+          "725 are not among the highest spend at stake, and on no list")
+
+
+@every_format
+@pytest.mark.parametrize("facts", [CRITICAL, UNLEARNED], ids=["learned", "unlearned"])
+@pytest.mark.parametrize("rank", [{}, RANKED], ids=["score", "spend_at_stake"])
+@pytest.mark.parametrize("membership", [{}, BY_STAKE], ids=["rules", "at_stake"])
+def test_who_is_listed_is_said_as_it_was_decided(form, facts, rank, membership):
+    """Where nothing was learned yet the rules decide, whatever is set."""
+    text = words(form, under({"p1_needs_median_revenue": True, **rank, **membership}, facts))
+    by_stake = bool(membership) and facts is CRITICAL
+    assert [phrase in text for phrase in RULES] == [not by_stake] * len(RULES)
+    assert [phrase in text for phrase in STAKES] == [by_stake] * len(STAKES)
+
+
+@every_format
+@pytest.mark.parametrize(("rules", "shown"), [({}, False), (RANKED, True), (BY_STAKE, True), ({**RANKED, **BY_STAKE}, True)], ids=str)
+def test_the_first_customers_say_what_is_at_stake_where_it_decides(form, rules, shown):
+    assert (f"usually every 11.; {AT_STAKE}" in words(form, under(rules))) == shown
+    only = dataclasses.replace(under(rules), top=[customer(reason=AT_STAKE)])
+    assert words(form, only).count("7 of 10") == 1, "nothing is said twice"
+    none = dataclasses.replace(under(rules), top=[customer(at_stake=None)])
+    assert "usually every 11." in words(form, none) and "None" not in words(form, none)
+
+
+@pytest.mark.parametrize(("low", "high", "shown"), [
+    (0, 0, (0, 0)), (0.4, 99.01, (0, 100)), (987.6, 987.6, (987, 988)), (999.5, 1000.01, (999, 1010)),
+    (14_213.7, 21_564.1, (14_200, 21_600)), (100_000, 9_995_000.5, (100_000, 10_000_000)),
+])
+def test_an_interval_is_shown_in_three_figures_and_never_narrower(low, high, shown):
+    told = brief._stake(Stake((low + high) / 2, low, high))
+    assert (told["low"], told["high"]) == shown
+
+
+@every_format
 def test_the_meaning_of_a_tier_follows_the_profile_in_force(form):
-    luxury = Settings(_env_file=None, profile="luxury").rule_parameters()
+    luxury = {**RULES_IN_FORCE, **Settings(_env_file=None, profile="luxury").rule_parameters()}
     text = words(form, dataclasses.replace(CRITICAL, rules=luxury))
     assert "Last order up to 60 days ago" in text and "No order for 61 to 180 days" in text and "181 to 360 days" in text
 
@@ -286,13 +364,14 @@ def test_every_gate_has_its_sentence(form, gate):
 @every_format
 def test_it_says_what_it_is_not(form):
     text = words(form, CRITICAL)
-    assert "It is not a probability of leaving" in text and "not a forecast" in text
+    assert "It is not a probability of leaving" in text and "not a promise" in text
+    assert "may come back without any contact; some of them do." in words(form, under(BY_STAKE))
 
 
 @every_format
 def test_a_shop_without_customers_has_a_brief(form):
     empty = facts_of(alert_row(current=None, baseline=None, sample=0, gate="history_warmup"), history=[], top=[], actions={},
-                     counts={}, totals={}, newly_at_risk=None, first_order_date=None, orders_at_stake={}, audiences={}, links={})
+                     counts={}, totals={}, newly_at_risk=None, first_order_date=None, stakes=None, next_orders={}, audiences={}, links={})
     assert "no customer has an order by Tue 30 June 2026" in words(form, empty)
 
 
@@ -369,7 +448,7 @@ def test_groups_nobody_is_in_are_left_out_of_the_people_behind_the_alarm(form):
 
 
 def test_the_window_to_look_at_ends_where_at_risk_ends():
-    short = Settings(_env_file=None, active_days=30, at_risk_days=33).rule_parameters()
+    short = {**RULES_IN_FORCE, **Settings(_env_file=None, active_days=30, at_risk_days=33).rule_parameters()}
     assert "between Thu 28 May 2026 and Sat 30 May 2026" in words("markdown", dataclasses.replace(CRITICAL, rules=short))
 
 
@@ -467,14 +546,16 @@ nasty = st.lists(pieces, max_size=6).map("".join) | st.builds(
 def nasty_facts(draw: st.DrawFn) -> BriefFacts:
     """A flagged or gated day whose every text comes from someone hostile."""
     gate = draw(st.none() | st.sampled_from(GATES) | nasty)
-    top = draw(st.lists(st.builds(lambda *texts: {**customer(*texts[:3]), "recommended_action": texts[3]}, nasty, nasty, nasty, nasty),
-                        max_size=5))
+    top = draw(st.lists(st.builds(lambda *texts: {**customer(*texts[:4]), "recommended_action": texts[4]},
+                                  nasty, nasty, nasty, st.none() | nasty, nasty), max_size=5))
+    rules = draw(st.sampled_from([{}, RANKED, BY_STAKE]))
 
     def text() -> str:
         return draw(nasty)
 
     return facts_of(
         alert_row(gate=gate or None),
+        rules={**RULES_IN_FORCE, **rules},
         top=top,
         actions={tier: [(text(), 1) for _ in range(draw(st.integers(0, 12)))] for tier in ("P1", "P2")},
         audiences={"P1": {"file": text(), "rows": 1, "excluded": {text(): 1 for _ in range(3)}}},

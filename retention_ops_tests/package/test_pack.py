@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from datetime import UTC, date, datetime, timedelta
 import pandas as pd
 import pytest
 
-from retention_ops.detect.compute import PRIORITY_ORDER, workspace
+from retention_ops.detect.compute import priority_order, workspace
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import COLUMNS, LeftOut, build_audience, safe_text
 from retention_ops.package.brief import long_day
@@ -33,6 +34,7 @@ from retention_ops.package.pack import (
     find_pack,
     verify,
 )
+from retention_ops.package.stakes import stake_of
 from retention_ops_tests.conftest import LAST_DAY, settings_for
 from retention_ops_tests.shops import FIRST_DAY, lake_with, small_shop
 
@@ -45,7 +47,7 @@ def facts_of(lake, day=D, handed_over=None):
         space.build_range("alert_logic", day - timedelta(lake.settings.trend_days - 1), day)
         history, daily = space.rows("alert_logic"), space.rows("retention_daily")
         space.use("customer_priority", day)
-        return collect(space, day, history, daily, space.rows("customer_priority", PRIORITY_ORDER), handed_over or {})
+        return collect(space, day, history, daily, space.rows("customer_priority", priority_order(lake.settings)), handed_over or {})
 
 
 def build(lake, day=D, *, settings=None, clock=lambda: MORNING, run_id="run-1", links=None, handed_over=None):
@@ -100,7 +102,8 @@ def test_what_was_found_changes_facts_and_who_is_listed_changes_audience(tmp_pat
     assert listed not in (other.folder / "briefing_INFO.md").read_text(), "nobody is told to contact who said no"
 
 
-@pytest.mark.parametrize("change", [{"value_drop_pct": 61}, {"shop_name": "Another"}, {"action_p2": "Call them"}, {"trend_days": 30}])
+@pytest.mark.parametrize("change", [{"value_drop_pct": 61}, {"shop_name": "Another"}, {"action_p2": "Call them"}, {"trend_days": 30},
+                                    {"rank_by": "spend_at_stake"}, {"membership": "at_stake"}])
 def test_settings_are_part_of_the_facts(tmp_path, change):
     shop = small_shop()
     one = build(lake_with(shop, tmp_path / "one", min_sample=10))
@@ -165,10 +168,57 @@ def test_counts_money_and_headlines_are_those_who_may_be_contacted(tmp_path):
     audiences = audiences_of(D, facts.priority, facts.no_contact, {}, lake.settings)
     brief = brief_facts(facts, audiences, lake.settings, {})
     assert (brief.counts[tier], brief.totals[tier]) == (len(whole) - 2, len(whole))
-    assert brief.orders_at_stake[tier] == pytest.approx(whole["avg_order_value"].iloc[2:].sum())
+    listed = whole.iloc[2:]
+    assert brief.next_orders[tier] == pytest.approx(listed["avg_order_value"].sum())
+    assert brief.stakes[tier] == stake_of(listed["usual_spend_90d"], listed["p_no_return_90d"], listed["spend_at_stake"])
+    assert brief.stakes[tier].spend == pytest.approx(listed["spend_at_stake"].sum()) and brief.stakes[tier].spend > 0
     assert sum(count for _, count in brief.actions[tier]) == len(whole) - 2
     assert (pack.manifest["audiences"][tier]["rows"], pack.manifest["audiences"][tier]["listed"]) == (len(whole) - 2, len(whole))
     assert "2 left out: without consent" in (pack.folder / "briefing_INFO.md").read_text()
+
+
+def test_before_anything_could_be_learned_the_brief_shows_next_orders(small_lake):
+    """Labels take 90 days and the shop's first 30 are not looked at: 120 days after the first order there is nothing yet."""
+    first = small_shop()["order_date"].min()
+    early, later = (facts_of(small_lake, first + timedelta(days)) for days in (119, 120))
+    assert len(early.priority) and early.priority["spend_at_stake"].isna().all() and later.priority["spend_at_stake"].notna().all()
+    for facts, stakes in ((early, False), (later, True)):
+        audiences = audiences_of(facts.day, facts.priority, facts.no_contact, {}, small_lake.settings)
+        assert (brief_facts(facts, audiences, small_lake.settings, {}).stakes is not None) == stakes
+        text = (build(small_lake, facts.day).folder / f"briefing_{facts.alert['severity']}.md").read_text()
+        assert ("| Spend at stake |" in text, "| Next orders at stake |" in text) == (stakes, not stakes)
+
+
+@pytest.mark.parametrize("rules", [{}, {"rank_by": "spend_at_stake"}, {"membership": "at_stake"},
+                                   {"rank_by": "spend_at_stake", "membership": "at_stake"}], ids=str)
+def test_a_past_date_built_again_after_more_orders_says_the_same(tmp_path, rules):
+    shop, day = small_shop(), D - timedelta(40)
+    known = shop[[each <= day for each in shop["order_date"]]].reset_index(drop=True)
+    lakes = (lake_with(orders, tmp_path / name, min_sample=10, **rules) for name, orders in (("then", known), ("now", shop)))
+    then, now = (build(lake, day) for lake in lakes)
+    assert then.facts_sha256 == now.facts_sha256 and then.manifest["audience_sha256"] == now.manifest["audience_sha256"]
+    texts = [(pack.folder / f"briefing_{then.severity}.md").read_text() for pack in (then, now)]
+    assert all("| Spend at stake |" in text for text in texts)
+    before, after = (re.sub("(complete|in) through [^.]+", "", text) for text in texts)
+    assert before == after, "but for the day through which orders are complete"
+
+
+@pytest.mark.parametrize("column", ["usual_spend_90d", "p_no_return_90d", "spend_at_stake", "at_stake_reason"])
+def test_what_is_at_stake_is_part_of_the_facts(small_lake, column):
+    facts = facts_of(small_lake)
+    other = facts.priority.assign(**{column: "another" if column == "at_stake_reason" else 0.25})
+    assert facts_sha256(dataclasses.replace(facts, priority=other), small_lake.settings) != facts_sha256(facts, small_lake.settings)
+
+
+def test_who_has_ordered_once_and_is_on_p2_for_the_stake_is_counted_once(tmp_path):
+    """The two groups, and whoever is in neither, add up to the newly AT_RISK customers."""
+    lake = lake_with(small_shop(), tmp_path / "home", min_sample=10, membership="at_stake", at_stake_size=1000)
+    day = D - timedelta(55)  # the planted cohort, which ordered once, became AT_RISK
+    facts = facts_of(lake, day)
+    newly = facts.newly_at_risk
+    assert newly["customers"] == newly["on_p2"] > 0 and newly["one_order"] == 0, "everybody is listed"
+    listed = facts.priority[facts.priority["days_since_last_order"].between(31, 37)]
+    assert (listed["total_orders"] == 1).any() and set(listed["priority_tier"]) == {"P2"}
 
 
 @pytest.mark.parametrize("day", [D, date(2024, 4, 5), date(2024, 3, 20)])
@@ -281,11 +331,12 @@ def test_the_csv_survives_every_text_a_customer_id_can_hold():
         "run_date": pd.Timestamp(D), "customer_id": text, "retention_status": "ACTIVE", "churn_risk_level": "HIGH", "churn_risk_score": 70,
         "priority_tier": "P1", "priority_score": 94.5106, "priority_reason": "Late", "days_since_last_order": 24, "total_revenue": 3847.0,
         "total_orders": 2, "avg_order_value": 1923.5, "recommended_action": "-10 % offer", "value_proxy": 1154.1,
-        "created_at": pd.Timestamp("2026-06-30T06:00:00Z"),
+        "created_at": pd.Timestamp("2026-06-30T06:00:00Z"), "usual_spend_90d": 412.3, "p_no_return_90d": 0.7, "spend_at_stake": 288.61,
+        "at_stake_reason": text,
     } for text in nasty])
     audience = build_audience("P1", date(2026, 6, 30), frame, LeftOut())
     rows = list(csv.DictReader(io.StringIO(audience.csv, newline="")))
-    assert [row["customer_id"] for row in rows] == [safe_text(text) for text in nasty]
+    assert [row["customer_id"] for row in rows] == [row["at_stake_reason"] for row in rows] == [safe_text(text) for text in nasty]
     assert rows[0]["customer_id"].startswith("'=") and rows[0]["recommended_action"] == "'-10 % offer"
     assert rows[0]["total_revenue"] == "3847.00" and rows[0]["priority_score"] == "94.5106" and rows[0]["avg_order_value"] == "1923.50"
     assert audience.csv.count("\r\n") >= len(nasty) + 1

@@ -9,20 +9,22 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay
-from retention_ops.detect.compute import BASELINE_DAYS, PRIORITY_ORDER, queue_of_range, workspace
+from retention_ops.detect.compute import BASELINE_DAYS, RETURN_DAYS, priority_order, queue_of_range, workspace
 from retention_ops.settings import load_settings
 from retention_ops.warehouse.catalog import RELATIONS, TABLES
 from retention_ops.warehouse.dialect import no_rows
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query
 from retention_ops_tests import oracle
-from retention_ops_tests.shops import lake_with, orders_frame, shop_with_at_risk_counts
+from retention_ops_tests.oracle_returns import Returns
+from retention_ops_tests.shops import lake_with, orders_frame, seasonal_shop, shop_with_at_risk_counts
 from retention_ops_tests.warehouse.google_sql import Statement, engine, type_of
 
 LEAP_DAY = date(2024, 2, 29)
@@ -44,9 +46,16 @@ class Case:
     scores: bool = False
     """only other scores; DuckDB is asked about it each time, the reference implementation, at ten times the cost, by `make test-all`"""
 
+    learns: bool = False
+    """return_rates are learned from its orders, which costs the reference implementation seconds; else there are none yet"""
+
     @property
     def complete_through(self) -> date:
         return self.lake.orders().complete_through
+
+    @cached_property
+    def returns(self) -> Returns:
+        return Returns(self.orders if self.learns else self.orders.head(0), self.lake.settings)
 
 
 def _visits(customer: str, days: int, gaps: Sequence[int], cents: Sequence[int] | int) -> list[tuple[str, date, int]]:
@@ -135,6 +144,13 @@ def cases(folder: Path) -> Iterator[Case]:
     yield Case("one order is enough for P1", lines, lake_with(lines, folder / "newcomers", **newcomers), days[:1])
     three = orders_frame([*_visits("poor", 5, [], 50), *_visits("middle", 8, [2, 2, 2], 100), *_visits("rich", 5, [], 90_000)])
     yield Case("P1 with exactly the median revenue", three, lake_with(three, folder / "three", p1_min_revenue="median"), days[:1])
+    stake = {"membership": "at_stake", "rank_by": "spend_at_stake"}
+    yield Case("who has most at stake", lines, lake_with(lines, folder / "stake", **stake), days[:2], learns=True)
+    sized = {"at_stake_size": 12, "profile": "fast_fashion", **stake}
+    yield Case("the twelve who have most at stake", lines, lake_with(lines, folder / "twelve", **sized), days[:1], learns=True)
+    seasons, latest = seasonal_shop(customers=10), date(2025, 7, 20)
+    yield Case("a season is known", seasons, lake_with(seasons, folder / "seasons", rank_by="spend_at_stake"),
+               (latest - timedelta(150), latest), tables=PER_CUSTOMER, learns=True)
     end = date(2024, 6, 30)
     for place, (name, counts, customers, more) in enumerate((
         ("an increase of exactly 15 %", [20] * 7 + [23], 137, {}),
@@ -167,11 +183,22 @@ Answers = dict[tuple[str, date | None], pd.DataFrame]
 """(table, day) -> rows by the readable rule, and ("fast/table", day) -> rows by sql/fast"""
 Run = Callable[..., pd.DataFrame]
 """run(rule, **dates): a rule's rows, which later rules read under its table's name"""
+Keep = Callable[[str, Sequence[date]], None]
+"""keep(table, days): leaves only the rows of these reference dates in it"""
 
 
-def _answers(case: Case, run: Run) -> Answers:
+def _answers(case: Case, run: Run, keep: Keep) -> Answers:
     """Every rule on every day of a case; the fast ones once, for the range from the first day to the last."""
     found: Answers = {("customer_days", None): run(query("customer_days"))}
+    first, last = min(case.days), max(case.days)
+    if case.learns:
+        # only of the days that are asked about: a row for each day between and cell is too much for the reference implementation
+        run(query("return_days"), from_date=first, to_date=last)
+        keep("return_days", case.days)
+        looked = {"from_date": first - timedelta(RETURN_DAYS[0]), "to_date": last - timedelta(RETURN_DAYS[1])}
+        found["fast/return_windows", None] = run(fast_query("return_windows"), **looked)
+        found["return_windows", None] = run(query("return_windows"), **looked)
+        found["return_rates", None] = run(query("return_rates"), from_date=first, to_date=last)
     for day in case.days:
         for table in case.tables:
             if table == "alert_logic":
@@ -180,7 +207,6 @@ def _answers(case: Case, run: Run) -> Answers:
         if "base_customers" in case.tables:
             found["fast/base_customers", day] = run(fast_query("base_customers"), reference_date=day)
     found["cohort_retention_evolution", None] = run(query("cohort_retention_evolution"))
-    first, last = min(case.days), max(case.days)
     ranges = [fast_query("retention_daily")]
     if "customer_priority" in case.tables and case.lake.settings.p1_min_revenue != "median":
         found["fast/priority_intervals", None] = run(fast_query("priority_intervals"), from_date=first, to_date=last)
@@ -197,24 +223,29 @@ def by_duckdb(case: Case) -> Answers:
     """From the renderings on DuckDB."""
     with workspace(case.lake) as space:
         # here alert_logic is its first rule only; second_rule.py is about the other
-        space.connection.execute(f"CREATE TEMP VIEW returning_customers AS {no_rows(RELATIONS['returning_customers'])}")
+        for table in ("returning_customers", "return_rates"):
+            space.connection.execute(f"CREATE TEMP VIEW {table} AS {no_rows(RELATIONS[table])}")
 
         def run(rule: Query, **dates: date) -> pd.DataFrame:
             space.run(rule, **dates)
             columns = ", ".join(RELATIONS[rule.table].column_names)
-            return space.connection.sql(f"SELECT {columns} FROM {rule.table} ORDER BY {', '.join(_order(rule.table))}").df()
+            return space.connection.sql(f"SELECT {columns} FROM {rule.table} ORDER BY {', '.join(_order(case, rule.table))}").df()
 
-        return _answers(case, run)
+        def keep(table: str, days: Sequence[date]) -> None:
+            space.connection.execute(f"DELETE FROM {table} WHERE NOT list_contains($days, as_of_date)", {"days": list(days)})
+
+        return _answers(case, run, keep)
 
 
 def by_google_sql(case: Case) -> Answers:
     """From the files as they are written, executed by GoogleSQL's reference implementation, each on its own results."""
-    return _answers(case, Reference(case).run)
+    reference = Reference(case)
+    return _answers(case, reference.run, reference.keep)
 
 
-def _order(table: str) -> list[str]:
+def _order(case: Case, table: str) -> list[str]:
     if table == "customer_priority":
-        return ["run_date", PRIORITY_ORDER]
+        return ["run_date", priority_order(case.lake.settings)]
     declared = RELATIONS[table]
     return list(dict.fromkeys(filter(None, [declared.date_column, *declared.key])))
 
@@ -228,7 +259,7 @@ class Reference:
         self._rows: dict[str, list[tuple]] = {"orders": list(orders[TABLES["orders"].column_names].itertuples(index=False, name=None))}
         self._rows["closed_days"] = [(day, None) for day in closed_days]
         self._rows["calendar_days"] = [(entry.day, entry.reason, entry.kind == "planned closure") for entry in calendar]
-        self._rows["returning_customers"] = []  # until it is run
+        self._rows["returning_customers"] = self._rows["return_rates"] = []  # until they are run
         self._rows["customers"] = [] if case.customers is None else [
             (*(oracle.plain(value) for value in row[:6]), None)
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)
@@ -237,6 +268,10 @@ class Reference:
     def assume(self, table: str, rows: list[tuple]) -> None:
         """Makes `rows` readable as a table that is not run."""
         self._rows[table] = rows
+
+    def keep(self, table: str, days: Sequence[date]) -> None:
+        """Leaves only the rows of these reference dates in a table."""
+        self._rows[table] = [row for row in self._rows[table] if row[0] in days]
 
     def run(self, rule: Query, **dates: date) -> pd.DataFrame:
         """Executes a rule and keeps its rows as the table that later rules read."""
@@ -251,9 +286,12 @@ class Reference:
         rows = engine().run(rule.google_sql, tables, {name: known[name] for name in rule.parameters})
         columns = RELATIONS[table].column_names
         frame = pd.DataFrame([list(row) for row in rows], columns=columns, dtype=object).drop(columns="created_at", errors="ignore")
-        if table == "customer_priority":  # nothing reads it; its rows stay in the order the rule gives
-            return frame
-        frame = frame.sort_values(_order(table), ignore_index=True)
+        if table == "customer_priority":  # nothing reads it; its rows stay in the order the rule gives, unless the settings want another
+            if self.case.lake.settings.rank_by == "score":
+                return frame
+            by_stake = frame.assign(stake=-frame["spend_at_stake"].astype(float))  # NaN stands last
+            return by_stake.sort_values(["run_date", "priority_tier", "stake"], kind="stable", ignore_index=True).drop(columns="stake")
+        frame = frame.sort_values(_order(self.case, table), ignore_index=True)
         self._rows[table] = [tuple(row) for row in frame.itertuples(index=False, name=None)]
         return frame
 
@@ -264,6 +302,12 @@ def by_oracle(case: Case, table: str, day: date | None) -> pd.DataFrame | None:
     match table:
         case "customer_days" | "priority_intervals":
             return None
+        case "return_windows":
+            return case.returns.return_windows(sorted({looked for d in case.days for _, looked in case.returns.days(d)}))
+        case "return_rates":
+            return pd.concat([case.returns.return_rates(d, d) for d in case.days], ignore_index=True)
+        case "customer_priority":
+            return oracle.customer_priority(orders, day, settings, case.returns)
         case "cohort_retention_evolution":
             return oracle.cohort_retention_evolution(orders, settings)
         case "alert_logic":
@@ -274,11 +318,21 @@ def by_oracle(case: Case, table: str, day: date | None) -> pd.DataFrame | None:
             return getattr(oracle, table)(orders, day, settings)
 
 
+def _may_be_listed(case: Case, day: date) -> pd.DataFrame:
+    """Who is in which tier by the oracle; by what is at stake anybody may be, whose silence is not too long."""
+    if case.lake.settings.membership == "rules":
+        return by_oracle(case, "customer_priority", day)
+    everybody = by_oracle(case, "retention_snapshot", day)
+    near = everybody[everybody["days_since_last_order"] <= 2 * case.lake.settings.at_risk_limit]
+    tiers = dict(zip(oracle.STATUSES, oracle.TIER_BASE, strict=True))
+    return near.assign(priority_tier=[tiers[status] for status in near["retention_status"]])
+
+
 def _tiers_apart(case: Case, intervals: pd.DataFrame) -> list[str]:
     """Who is in another tier by the intervals than by the oracle, on each day: an interval too long costs no row of the queue."""
     lines = []
     for day in case.days:
-        expected = by_oracle(case, "customer_priority", day)
+        expected = _may_be_listed(case, day)
         silences = [(day - oracle.plain(last)).days for last in intervals["last_order_date"]]
         inside = [start <= silence <= end for start, silence, end in
                   zip(intervals["from_day"], silences, intervals["to_day"], strict=True)]

@@ -1,4 +1,4 @@
-"""Shops that stand on the lines of the second rule, for the mutations: each file is run alone, on inputs that are right.
+"""Shops on the lines of the second rule and of what is at stake, for the mutations: each file is run alone, on inputs that are right.
 
 What the naive oracle expects is computed once; a mutant then costs a few queries of DuckDB.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay
-from retention_ops.detect.compute import DUE_DAYS, Workspace, workspace
+from retention_ops.detect.compute import DUE_DAYS, Workspace, priority_order, workspace
 from retention_ops.settings import Settings
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query
@@ -34,12 +34,15 @@ from retention_ops_tests.detect.test_returning_customers import (
     windows_on_lines,
 )
 from retention_ops_tests.oracle_returning import RECENCIES, Chances, Returning
-from retention_ops_tests.shops import lake_with, orders_frame, small_shop
+from retention_ops_tests.oracle_returns import CELLS, LATENESSES, VISITS, Returns
+from retention_ops_tests.oracle_returns import RECENCIES as RETURN_RECENCIES
+from retention_ops_tests.shops import lake_with, orders_frame, seasonal_shop, small_shop
 from retention_ops_tests.warehouse import edges
 
 FILES = frozenset({
     "05_due_daily.sql", "fast/due_daily.sql", "05_return_expectations.sql", "05_returning_customers.sql", "05_closed_days.sql",
     "07_due_customers.sql", "08_shortfall_slices.sql",
+    "06_return_days.sql", "06_return_windows.sql", "fast/return_windows.sql", "06_return_rates.sql",
 })
 
 
@@ -56,7 +59,8 @@ class Check:
 
     def differences(self, rule: Query) -> list[str]:
         self.space.run(rule, from_date=self.first, to_date=self.last)
-        found = oracle.differences(self.table, self.expected, self.space.rows(self.table))
+        order = priority_order(self.space.settings) if self.table == "customer_priority" else None
+        found = oracle.differences(self.table, self.expected, self.space.rows(self.table, order))
         return [f"{self.name}, {self.first} to {self.last}: {line}" for line in found]
 
 
@@ -82,6 +86,43 @@ def half_loaded_shop(*half_loaded: date, every: int = 6, poor: Sequence[date] = 
     return orders_frame(rows)
 
 
+class EachCellItsOwn(Returns):
+    """Of a shop in which the customers of each cell stay away in their own share, from nobody to everybody."""
+
+    def stay_away(self, d: date) -> dict[tuple[int, int, int], int]:
+        own = {cell: place * 1_000_000 // (len(CELLS) - 1) for place, cell in enumerate(CELLS)}
+        return {**own, (1, 22, -1): 50_000, (1, 46, -1): 950_000}  # on the lines of the sentence
+
+
+def cells_on_lines() -> pd.DataFrame:
+    """Customers who stand on START on, just below and just above each line of visits, recency and lateness; some come back."""
+    rows: list[tuple] = []
+
+    def customer(name: str, visits: int, gap: int, silence: int, back: int | None = None) -> None:
+        first = START - timedelta(silence + gap * (visits - 1))
+        rows.extend((name, first + timedelta(gap * visit), 1000 + 7 * len(rows)) for visit in range(visits))
+        if back:
+            rows.append((name, START + timedelta(back), 500))
+
+    for line in VISITS:
+        for visits in {line, line + 1}:
+            customer(f"visits{visits}", visits, 11, 5)
+    for line in (*RETURN_RECENCIES, 181):
+        for silence in {max(0, line - 1), line, line + 1}:
+            for visits in (1, 3):
+                customer(f"recency{visits}x{silence}", visits, 37, silence)
+    for line in LATENESSES[1:]:
+        for silence in (2 * line // 5 - 1, 2 * line // 5, 2 * line // 5 + 1):  # the usual gap is 40 days
+            if silence <= 181:
+                customer(f"late{silence}", 4, 40, silence)
+        for silence in (line // 25 - 1, line // 25, line // 25 + 1):  # 4 days
+            customer(f"later{silence}", 4, 4, silence)
+    for back in (1, 29, 30, 31, 89, 90, 91, 92, 99):
+        for silence in (0, 3, 60, 90, 91, 179, 180):
+            customer(f"back{back}after{silence}", 3, 25, silence, back)
+    return orders_frame(rows)
+
+
 class Checks:
     """All of them; the workspaces stay open until `close`."""
 
@@ -93,6 +134,7 @@ class Checks:
         self._alerts(small)
         self._customers(small)
         self._closed()
+        self._returns()
 
     def close(self) -> None:
         self._open.close()
@@ -248,6 +290,40 @@ class Checks:
             return oracle.differences("due_customers", expected, google.run(rule, from_date=first, to_date=last))
         except Exception as error:
             return [str(error)]
+
+    def _returns(self) -> None:
+        """On every line of a cell, and of what is looked at; `rates` of a shop that knows a season and of one that does not yet."""
+        lines = cells_on_lines()
+        space, naive = self._space("cells", lines), Returns(lines, Settings(_env_file=None))
+        days = oracle.dates(START, START + timedelta(100))
+        space.connection.execute(
+            "CREATE TEMP TABLE return_days AS SELECT DATE '2000-01-01' AS as_of_date, 'learn' AS purpose, CAST(day AS DATE) AS window_date "
+            f"FROM range(DATE '{days[0]}' - 5, DATE '{days[-1]}' + 5, INTERVAL 1 DAY) AS days(day)")
+        for first, last in ((days[0], days[-1]), (days[40], days[40])):
+            self._add("cells on every line", "return_windows", space, first, last, naive.return_windows(oracle.dates(first, last)))
+        space.run(query("base_customers"), reference_date=days[0])
+        space.run(query("retention_snapshot"), reference_date=days[0])
+        rates = EachCellItsOwn(lines, space.settings)
+        for rules in ({}, {"membership": "at_stake", "at_stake_size": 10_000}, {"membership": "at_stake", "at_stake_size": 50},
+                      {"membership": "at_stake"}):
+            other = self._with(space, **rules)
+            values = ", ".join(f"(DATE '{days[0]}', {', '.join(map(str, cell))}, {of_million} / 1000000)"
+                               for cell, of_million in rates.stay_away(days[0]).items())
+            other.connection.execute(
+                "CREATE TEMP TABLE return_rates AS SELECT as_of_date, visits, recency, lateness, CAST(p AS DOUBLE) AS p_no_return_90d "
+                f"FROM (VALUES {values}) AS cells(as_of_date, visits, recency, lateness, p)")
+            other.use("churn_detection", days[0])
+            expected = oracle.customer_priority(lines, days[0], other.settings, rates)
+            self._add(f"cells on every line, {rules}", "customer_priority", other, days[0], days[0], expected)
+        seasons = seasonal_shop()
+        space, naive = self._space("seasons", seasons), Returns(seasons, Settings(_env_file=None))
+        assert naive.first is not None
+        for back in (409 + 30, 409 + 29, 90 + 30, 90 + 29, 500):
+            d = naive.first + timedelta(back)
+            other = self._with(space)
+            other.build("return_rates", d)
+            self._add(f"{back} days after the first order", "return_days", other, d, d, naive.return_days(d, d))
+            self._add(f"{back} days after the first order", "return_rates", other, d, d, naive.return_rates(d, d))
 
     def _closed(self) -> None:
         opened = date(2024, 1, 8)

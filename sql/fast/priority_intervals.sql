@@ -5,6 +5,7 @@
 -- For whole days, 100 * days * gaps > pct * span says the same as days >= DIV(pct * span, 100 * gaps) + 1.
 -- A silence that ended by @from_date, or was longer than 2 * @at_risk_days by then, is in no tier.
 -- (Not with @p1_needs_median_revenue: then P1 depends on everybody else's revenue as well.)
+-- With @membership 'at_stake' anybody may be on the list until the silence is too long: a tier then begins with its status.
 WITH silences AS (
   SELECT
     customer_id,
@@ -64,15 +65,18 @@ tiers AS (
   SELECT
     enough.*,
     tier AS priority_tier,
-    CASE tier
-      WHEN 'P1' THEN active_high_from
-      WHEN 'P2' THEN GREATEST(medium_from, @active_days + 1)
+    CASE
+      WHEN @membership = 'at_stake' THEN CASE tier WHEN 'P1' THEN 0 WHEN 'P2' THEN @active_days + 1 ELSE @at_risk_days + 1 END
+      WHEN tier = 'P1' THEN active_high_from
+      WHEN tier = 'P2' THEN GREATEST(medium_from, @active_days + 1)
       ELSE GREATEST(high_from, @at_risk_days + 1)
     END AS from_day,
     LEAST(last_day, CASE tier WHEN 'P1' THEN @active_days WHEN 'P2' THEN @at_risk_days ELSE 2 * @at_risk_days END) AS to_day
   FROM enough
   CROSS JOIN UNNEST(['P1', 'P2', 'P3']) AS tier
-  WHERE active_high_from <= LEAST(last_day, @active_days) OR (last_day > @active_days AND medium_from <= last_day)
+  WHERE @membership = 'at_stake'
+    OR active_high_from <= LEAST(last_day, @active_days)
+    OR (last_day > @active_days AND medium_from <= last_day)
 )
 SELECT
   customer_id,

@@ -1,7 +1,8 @@
 -- retention_snapshot of the customers in a tier only: their rows for each day from @from_date to @to_date, out of
 -- priority_intervals. 03_churn_detection.sql and 06_customer_priority.sql read them as they read the whole table and give the
 -- same rows of customer_priority, because customers in no tier leave none there and a customer's row depends on no other
--- customer's. (With @p1_needs_median_revenue it does: then this is not used.)
+-- customer's. (With @p1_needs_median_revenue it does: then this is not used. With @membership 'at_stake' it depends on whoever can be
+-- on the list, and they are all in priority_intervals then.)
 WITH clipped AS (
   SELECT
     *,
