@@ -47,10 +47,13 @@ EQUIVALENT = {
     *((file, f"WHEN {days} < 4 THEN {days}", f"WHEN {days} <= 4 THEN {days}") for file, days in (
         ("06_customer_priority.sql", "order_days"), ("06_return_windows.sql", "order_days_so_far"),
         ("fast/return_windows.sql", "order_days_so_far"))),
-    # both only spare work: a silence that ended with the range's first day is on none of them, nor is one that has not begun
+    # only spares work: a silence that ended with the range's first day is on none of them
     ("fast/return_windows.sql", "AND (next_order_date IS NULL OR next_order_date > @from_date)",
      "AND (next_order_date IS NULL OR next_order_date >= @from_date)"),
-    ("fast/return_windows.sql", "ON to_day.calendar_date > from_day.calendar_date", "ON to_day.calendar_date >= from_day.calendar_date"),
+    # either branch gives the same value where both sides are equal
+    ("fast/return_windows.sql",
+     "CASE WHEN back.number < orders_on.too_long_number THEN back.number ELSE orders_on.too_long_number END AS to_number,",
+     "CASE WHEN back.number <= orders_on.too_long_number THEN back.number ELSE orders_on.too_long_number END AS to_number,"),
 }
 SOME = {
     ("02_retention_snapshot.sql", "WHEN days_since_last_order <= @active_days THEN 'ACTIVE'"),
