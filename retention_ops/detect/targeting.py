@@ -539,10 +539,10 @@ def _corrected(row: dict[str, Any]) -> bool:
 
 
 def fitting_sizes(rule_size: int, asked: int = 0) -> tuple[int, ...]:
-    """List sizes from an eighth of a round number near the rules' size to twice that number; with the size that is set, if any."""
-    digits = 10 ** (len(str(rule_size)) - 1)
-    base = int(rule_size / digits + 0.5) * digits
-    return tuple(sorted({max(1, base // part) for part in (8, 4, 2, 1)} | {2 * base} | ({asked} if asked else set())))
+    """Round list sizes (1, 2, 5, 10, 20, ...) around the rules' size: the nearest, three below it, one above; with the size set, if any."""
+    ladder = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
+    near = min(range(len(ladder) - 1), key=lambda place: abs(np.log(ladder[place] / rule_size)))
+    return tuple(sorted({*ladder[max(0, near - 3):near + 2], *([asked] if asked else [])}))
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def coverage_chart(result: dict[str, Any]) -> bytes:
     _text(figure, 0.02, 0.938, f"A list as long as the rules': spend at stake covers {percent(own['covered']['at_stake']['mean'])} of lost "
           f"spend, the rules {percent(own['covered']['rule']['mean'])}", size=11, weight="bold", color=_INK)
     _text(figure, 0.02, 0.888, f"Usual spend of customers who then stayed away for {result['followed_days']} days; mean of "
-          f"{dates['count']} dates, {dates['from']} to {dates['to']}; rings: lists as long as the rules'", size=8.4, color=_SOFT)
+          f"{dates['count']} dates, {dates['from']} to {dates['to']}", size=8.4, color=_SOFT)
     axes = figure.add_axes((0.055, 0.15, 0.70, 0.65))
     _shares(axes)
     axes.set_xscale("log")
@@ -41,8 +40,7 @@ def coverage_chart(result: dict[str, Any]) -> bytes:
               family=_FONT)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes], family=_FONT)
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("customers on the list (each size twice the one before)" if _doubles(sizes) else "customers on the list", size=8.2,
-                    color=_SOFT, family=_FONT, labelpad=4)
+    axes.set_xlabel("customers on the list (logarithmic)", size=8.2, color=_SOFT, family=_FONT, labelpad=4)
     ends = []
     for policy, (colour, mark, width) in STYLES.items():
         told = [row["covered"][policy] for row in rows]
@@ -61,7 +59,8 @@ def coverage_chart(result: dict[str, Any]) -> bytes:
         ends.append(((mean[-1] + 2) / 106, f"{result['policies'][policy]}: {mean[-1]:.0f} %", colour))
     _names(axes, ends)
     note = f"Bands: 95 %, dates resampled in blocks of {dates['block']}." if result["resamples"] else "Too few dates for intervals."
-    _text(figure, 0.02, 0.025, f"{note}  Covering is no lift: whether contact helps only a holdout tells.", size=7.6, color=_SOFT)
+    _text(figure, 0.02, 0.025, f"{note}  Rings: as long as the rules' lists.  Covering is no lift: whether contact helps only a holdout "
+          "tells.", size=7.6, color=_SOFT)
     return _png(canvas)
 
 
@@ -142,10 +141,6 @@ def _names(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     for (end, label, colour), height in zip(ends, heights, strict=True):
         axes.plot([1.004, 1.02, 1.03], [end, height, height], color=colour, linewidth=0.7, **style)
         axes.text(1.036, height, label, va="center", size=8, color=colour, family=_FONT, **style)
-
-
-def _doubles(sizes: list[int]) -> bool:
-    return all(later == 2 * earlier for earlier, later in pairwise(sizes))
 
 
 def points(share: float) -> str:

@@ -119,8 +119,8 @@ def verdict(result: dict[str, Any]) -> list[str]:
             said.append(f"The dates are only {advice['blocks']:.1f} blocks of {result['followed_days']} days: the intervals are rough.")
     if advice["membership"] == "at_stake":
         half = next(row["half"]["mean"] for row in result["queues"] if all(row[name] == advice[name] for name in ("membership", "rank_by")))
-        said.append(f"A queue goes tier by tier. If you can contact half as many, set AT_STAKE_SIZE to that number rather than stop halfway: "
-                    f"{percent(result['cut']['half']['mean'])} instead of {percent(half)}.")
+        said.append(f"A queue goes tier by tier. If you can contact half as many, set AT_STAKE_SIZE to that number rather than stop "
+                    f"halfway: {percent(result['cut']['half']['mean'])} instead of {percent(half)}.")
     auc = result["auc"]
     said.append(f"p_no_return_90d ranks who stays away with AUC {decimals(auc['p_no_return_90d']['mean'])}, churn_risk_score with "
                 f"{decimals(auc['churn_risk_score']['mean'])} (a coin: .500).")
