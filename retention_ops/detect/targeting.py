@@ -20,10 +20,10 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from retention_ops.detect.compute import PRIORITY_ORDER, Workspace
+from retention_ops.detect.compute import PRIORITY_ORDER, RETURN_DAYS, Workspace
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.warehouse.lake import Lake
-from retention_ops.warehouse.render import query
+from retention_ops.warehouse.render import fast_query, query
 from retention_ops.warehouse.versions import OrdersVersion
 
 FOLLOWED = 90
@@ -173,18 +173,33 @@ class TargetingOrders(Workspace):
         known = super().parameters(rule, dates)
         return {**known, **{name: value for name, value in self._chosen.items() if name in known}}
 
+    def learn(self, days: Sequence[date]) -> None:
+        """Learns return_rates of these days in one pass; until the next call only they may be asked for.
+
+        As build_range("return_rates") does of all days from the first to the last: days nobody asks for look at as many windows again.
+        """
+        first, last = min(days), max(days)
+        dates = {"from_date": first, "to_date": last}
+        self.run(query("return_days"), **dates)
+        self.connection.execute("DELETE FROM return_days WHERE NOT list_contains(?, as_of_date)", [sorted(set(days))])
+        oldest, newest = first - timedelta(days=RETURN_DAYS[0]), last - timedelta(days=RETURN_DAYS[1])
+        self.run(fast_query("return_windows"), from_date=oldest, to_date=newest)
+        self.run(query("return_rates"), **dates)
+        self._built["return_rates"] = (first, last)
+
     def candidates(self, day: date, *, ids: bool = False) -> Candidates | None:
         """Everybody who could be on a list of `day`; None where return_rates has nothing to learn from."""
         self.use("churn_detection", day)
         self.build_rates(day, day)
-        seasons = self.connection.execute("SELECT DISTINCT season_odds, level_odds FROM return_rates").fetchall()
+        ask = self.connection.execute
+        seasons = ask("SELECT DISTINCT season_odds, level_odds FROM return_rates WHERE as_of_date = ?", [day]).fetchall()
         if not seasons:
             return None
         self._queue("rules_queue", day, "customer_id, priority_tier, priority_score, total_revenue", membership="rules")
         # of a query's columns that are not asked for DuckDB computes nothing: the reasons of everybody would be most of the work
         self._queue("everybody", day, "customer_id, retention_status, churn_risk_score, priority_score, total_revenue, usual_spend_90d, "
                                       "p_no_return_90d, spend_at_stake", membership="at_stake", at_stake_size=EVERYBODY)
-        found = self.connection.execute(f"""
+        found = ask(f"""
             WITH placed AS (
               SELECT customer_id, CAST(substr(priority_tier, 2) AS INTEGER) AS tier, row_number() OVER (ORDER BY {PRIORITY_ORDER}) AS place
               FROM rules_queue
@@ -466,6 +481,9 @@ def targeting(space: TargetingOrders, plan: Plan, progress: Progress = lambda na
         done += 1
         return space.candidates(day, ids=ids)
 
+    progress("how customers came back", 0, 1)
+    space.learn([*plan.dates, *(day - timedelta(days) for day in compared for days in (0, 1, 7))])
+    progress("how customers came back", 1, 1)
     for day in reversed(plan.dates):  # the newest first: its list says which sizes fit the shop as it is now
         now = ask(day)
         if not can_be_measured(now):

@@ -41,7 +41,8 @@ def orders() -> pd.DataFrame:
     """A shop whose customers come by their own rhythm, less in winter, and leave for ever at any visit, while others are won."""
     random, rows = Random(11), []
     for number in range(150):
-        day, cadence, usual = START + timedelta(random.randrange(560)), random.choice([6, 12, 20, 35, 60]), random.choice([900, 4000, 20000])
+        day, cadence = START + timedelta(random.randrange(560)), random.choice([6, 12, 20, 35, 60])
+        usual = random.choice([900, 4000, 20000])
         while day <= END:
             rows.append((f"p{number}", day, max(1, int(usual * random.choice([0.4, 0.6, 1, 1, 1.3])))))
             if random.random() < min(0.2, cadence / 150):
@@ -149,6 +150,16 @@ def test_the_queues_are_those_that_production_hands_out(lake, membership, rank_b
             plain.build("customer_priority", day)
             handed_out = list(plain.rows("customer_priority", priority_order(chosen.settings))["customer_id"])
             assert list(found.customer_id[measuring.queue_of(found, membership, rank_by, found.rule_size)]) == handed_out
+
+
+def test_rates_learned_together_are_those_of_each_date(lake):
+    with targeting_orders(lake) as together, targeting_orders(lake) as alone:
+        together.learn([DAYS[0] - timedelta(140), *DAYS])  # of the first nothing is known
+        assert together.candidates(DAYS[0] - timedelta(140)) is None
+        for day in DAYS:
+            one, other = (vars(space.candidates(day, ids=True)) for space in (together, alone))
+            for name, values in one.items():
+                np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
 def test_what_happens_later_changes_no_list(lake, orders, tmp_path):
