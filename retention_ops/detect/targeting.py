@@ -40,6 +40,8 @@ SURE = 0.975
 """share of the resamples in which a setting must be ahead to be advised: its 95 % interval then lies above no difference"""
 ENOUGH_DAYS = 365
 """days of labels that a recommendation needs: less than a year has not seen every season"""
+CUSTOMER_PARTS = 50
+"""parts of the customers, drawn by a hash of their id, each left out once to see how much depends on who they are"""
 STABILITY_DATES = 12
 """dates near which the lists of a day are compared with those of the day and of the week before"""
 STATUSES = ("ACTIVE", "AT_RISK", "INACTIVE")
@@ -144,6 +146,8 @@ class Candidates:
     """place in the rules' queue by score, from 0; meaningless where rule_tier is 0"""
     back_in: Array
     """days from D to the next order; a large number where none is known"""
+    part: Array
+    """one of CUSTOMER_PARTS, the same on every date"""
     season_odds: float | None
     level_odds: float | None
     customer_id: Array | None = None
@@ -214,7 +218,8 @@ class TargetingOrders(Workspace):
               CAST(ROUND(100 * spend_at_stake) AS BIGINT) AS stake, p_no_return_90d AS p, CAST(churn_risk_score AS INTEGER) AS risk,
               CAST(list_position({list(STATUSES)}, retention_status) - 1 AS INTEGER) AS status, priority_score AS score,
               COALESCE(tier, 0) AS rule_tier, COALESCE(place, 0) - 1 AS rule_place,
-              CAST(COALESCE(back_in, 1000000) AS INTEGER) AS back_in
+              CAST(COALESCE(back_in, 1000000) AS INTEGER) AS back_in,
+              CAST(md5_number_lower(customer_id) % {CUSTOMER_PARTS} AS INTEGER) AS part
             FROM everybody LEFT JOIN placed USING (customer_id) LEFT JOIN later USING (customer_id)
             ORDER BY customer_id""").fetchnumpy()
         columns = {name: np.asarray(values) for name, values in found.items()}
@@ -353,6 +358,8 @@ class Measured:
     cut: tuple[float, ...]
     """share covered by membership at_stake with an at_stake_size of those PARTS of the rules' list"""
     groups: dict[str, dict[str, float | None]]
+    by_part: dict[tuple[str, str, str] | None, Array]
+    """(membership, rank_by, part of the queue) -> lost spend in cents covered by it, of each part of the customers; None -> all of it"""
 
 
 def can_be_measured(found: Candidates | None) -> bool:
@@ -367,7 +374,12 @@ def measure(found: Candidates, sizes: Sequence[int]) -> Measured:
     shares = {policy: covered(lost, order_by(found, policy), lengths) for policy in POLICIES if policy != "random"}
     shares["random"] = np.minimum(lengths, len(lost)) / len(lost)
     parts = [-(-size // divided) for divided in PARTS.values()]
-    queues = {each: tuple(covered(lost, queue_of(found, *each, size), parts)) for each in QUEUES}
+    handed_out = {each: queue_of(found, *each, size) for each in QUEUES}
+    queues = {each: tuple(covered(lost, order, parts)) for each, order in handed_out.items()}
+    by_part: dict[tuple[str, str, str] | None, Array] = {None: np.bincount(found.part, lost, CUSTOMER_PARTS)}
+    for each, order in handed_out.items():
+        for name, length in zip(PARTS, parts, strict=True):
+            by_part[*each, name] = np.bincount(found.part[order[:length]], lost[order[:length]], CUSTOMER_PARTS)
     cut = tuple(covered(lost, order_by(found, "at_stake"), parts))
     known = told(found.p, found.stayed_away)
     row = {
@@ -377,7 +389,8 @@ def measure(found: Candidates, sizes: Sequence[int]) -> Measured:
         "season_odds": found.season_odds, "level_odds": found.level_odds,
         **{f"covered_{policy}": float(shares[policy][0]) for policy in POLICIES},
     }
-    return Measured(row, known, shares, queues, cut, {name: _group(found, statuses) for name, statuses in GROUPS.items()})
+    return Measured(row, known, shares, queues, cut, {name: _group(found, statuses) for name, statuses in GROUPS.items()},
+                    by_part)
 
 
 def _group(found: Candidates, statuses: tuple[int, ...]) -> dict[str, float | None]:
@@ -461,6 +474,23 @@ def ahead(weights: Array | None, values: Array, others: Array) -> dict[str, floa
         means = np.round(_means(weights, gap), 12)  # of two lists that are the same none is ahead by a rounding error
         better = float((means > 0).mean() + (means == 0).mean() / 2)
     return {**interval(weights, gap), "better": better}
+
+
+def other_customers(measured: Sequence[Measured], one: tuple[str, str], other: tuple[str, str], part: str) -> dict[str, float | None]:
+    """The 95 % interval of how much more queue `one` covers than `other`, had the customers been others: the same kind, drawn anew.
+
+    A jackknife that leaves out one of CUSTOMER_PARTS at a time. A few customers make much of the spend, and they are the same ones on
+    every date, so resampling dates says nothing of it. None where the customers are too few to leave any out.
+    """
+    lost, gap = (np.array([get(each.by_part) for each in measured], dtype=float) for get in (
+        lambda sums: sums[None], lambda sums: sums[*one, part] - sums[*other, part]))
+    left = lost.sum(axis=1, keepdims=True) - lost
+    if not (left > 0).all():
+        return {"customers_low": None, "customers_high": None}
+    without = ((gap.sum(axis=1, keepdims=True) - gap) / left).mean(axis=0)
+    error = np.sqrt((CUSTOMER_PARTS - 1) / CUSTOMER_PARTS * ((without - without.mean()) ** 2).sum())
+    middle = (gap.sum(axis=1) / lost.sum(axis=1)).mean()
+    return {"customers_low": float(middle - 1.96 * error), "customers_high": float(middle + 1.96 * error)}
 
 
 # -- the result --------------------------------------------------------------------------------------------------------
@@ -547,7 +577,8 @@ def _result(
         "stability": {name: {policy: {of: _mean(np.array([one[policy][of] for one in found if one[policy][of] is not None]))
                                       for of in ("all", "silent")} for policy in ("rule", "at_stake")}
                       for name, found in moved.items() if found},
-        "recommendation": recommend(weights, plan, rows, queues, settings.membership, settings.rank_by),
+        "recommendation": recommend(
+            weights, plan, rows, queues, lambda *compared: other_customers(measured, *compared), settings.membership, settings.rank_by),
     }
 
 
@@ -611,20 +642,23 @@ def _reliability(weights: Array | None, measured: list[Measured], dates: Array) 
 
 def recommend(
     weights: Array | None, plan: Plan, rows: list[dict[str, Any]], queues: dict[tuple[str, str], list[Array]],
-    membership_now: str, rank_now: str,
+    others: Callable[[tuple[str, str], tuple[str, str], str], dict[str, float | None]], membership_now: str, rank_now: str,
 ) -> dict[str, Any]:
     """The settings to choose, and how sure they are.
 
     `membership` is chosen by what the whole list covers, `rank_by` by what its first half covers, for lists of the same length; each only
-    where its 95 % interval against the other lies on one side of zero, else the one in force stays. `enough_history` is False where the
+    where its 95 % intervals against the other, over other dates and over other customers, lie on one side of zero; else the one in force
+    stays. `enough_history` is False where the
     labels span less than a year or there are too few dates for an interval: then the settings in force stay.
     """
     span = (rows[-1]["date"] - rows[0]["date"]).days + FOLLOWED
     enough = weights is not None and span >= ENOUGH_DAYS
     whole, half = list(PARTS).index("whole"), list(PARTS).index("half")
-    by_stake = ahead(weights, queues["at_stake", "score"][whole], queues["rules", "score"][whole])
+    lists = ("at_stake", "score"), ("rules", "score")
+    by_stake = {**ahead(weights, *(queues[each][whole] for each in lists)), **others(*lists, "whole")}
     membership = _chosen(by_stake, "at_stake", "rules", membership_now) if enough else membership_now
-    ranked = ahead(weights, queues[membership, "spend_at_stake"][half], queues[membership, "score"][half])
+    lists = (membership, "spend_at_stake"), (membership, "score")
+    ranked = {**ahead(weights, *(queues[each][half] for each in lists)), **others(*lists, "half")}
     rank_by = _chosen(ranked, "spend_at_stake", "score", rank_now) if enough else rank_now
     return {
         "membership": membership, "rank_by": rank_by, "membership_at_stake": by_stake, "rank_by_spend_at_stake": ranked,
@@ -635,7 +669,9 @@ def recommend(
 
 
 def _is_sure(told: dict[str, float | None]) -> bool:
-    return told["better"] is not None and not 1 - SURE < told["better"] < SURE
+    if told["better"] is None or told["customers_low"] is None:
+        return False
+    return not 1 - SURE < told["better"] < SURE and not told["customers_low"] <= 0 <= told["customers_high"]
 
 
 def _chosen(told: dict[str, float | None], one: str, other: str, now: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from retention_ops.detect.targeting import CUSTOMER_PARTS
 from retention_ops.package.backtest_chart import percent
 from retention_ops.package.backtest_report import Table
 from retention_ops.package.targeting_chart import decimals, points
@@ -141,7 +142,10 @@ def verdict(result: dict[str, Any]) -> list[str]:
 def _advice(
     setting: str, chosen: str, sure: bool, told: dict[str, Any], subject: str, result: dict[str, Any], part: str,
 ) -> str:
-    gap = f"{points(told['mean'])} points of lost spend in {part} ({points(told['low'])} to {points(told['high'])})"
+    gap = f"{points(told['mean'])} points of lost spend in {part} ({points(told['low'])} to {points(told['high'])} over dates"
+    if told["customers_low"] is not None:
+        gap += f", {points(told['customers_low'])} to {points(told['customers_high'])} over customers"
+    gap += ")"
     if not sure:
         return f"{setting}={chosen}, as it is: {subject} differs by {gap}, which chance explains."
     share = told["better"] if chosen == subject else 1 - told["better"]
@@ -185,7 +189,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "  expectation.",
         "- Shares are the mean over the dates.",
         f"- Brackets: 95 % percentile interval of {result['resamples']:,} resamples of the dates in circular blocks of {block} (seed"
-        f" {result['seed']}),", "  because the days after neighbouring dates overlap. That customers could be others is not in it."
+        f" {result['seed']}),", "  because the days after neighbouring dates overlap. That the customers could be others is not in it:"
+        f" *over customers* is a jackknife over {CUSTOMER_PARTS} parts of them."
         if result["resamples"] else f"- No intervals: there are fewer dates than two blocks of {block}, whose following days overlap.",
         "- ECE: bins of about as many customers each (10), |share that stayed away - mean p|, mean by customers. AUC: ties half.",
         "- *season known*: return_rates had the year before D that season_odds and level_odds need.",

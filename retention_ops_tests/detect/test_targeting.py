@@ -184,7 +184,8 @@ def candidates(seed: int, number: int) -> Candidates:
     usual, p = random.integers(1, 50, number) * 100, random.integers(1, 9, number) / 10
     return Candidates(date(2025, 1, 1), usual, random.integers(1, 9, number) * 1000, (usual * p).astype(int), p,
                       random.choice([0, 20, 50], number), random.integers(0, 3, number), random.random(number), tier, place,
-                      random.choice([5, 90, 91, 1000000], number), None, None, np.array([f"c{each:03}" for each in range(number)]))
+                      random.choice([5, 90, 91, 1000000], number), np.arange(number) % 50, None, None,
+                      np.array([f"c{each:03}" for each in range(number)]))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -268,7 +269,29 @@ def test_an_interval_widens_with_what_it_is_of():
     assert measuring.ahead(None, values + 0.1, values)["better"] is None
 
 
-def advised(gap: float, days: int = 400, noise: float = 0.0, now: tuple[str, str] = ("rules", "score")) -> dict:
+def test_how_much_depends_on_who_the_customers_are():
+    """Naively: leave one part of the customers out at a time. One large customer widens what resampled dates cannot see."""
+    dates = [candidates(seed, 200) for seed in range(6)]
+    compared = ("at_stake", "score"), ("rules", "score")
+    told, gaps = measuring.other_customers([measuring.measure(each, ()) for each in dates], *compared, "whole"), []
+    for part in (None, *range(50)):
+        kept = [each.part != part for each in dates]
+        gaps.append(np.mean([
+            sum(sign * each.lost[queue][keep[queue]].sum() for sign, queue in
+                zip((1, -1), (measuring.queue_of(each, *one, each.rule_size) for one in compared), strict=True)) / each.lost[keep].sum()
+            for each, keep in zip(dates, kept, strict=True)]))
+    error = math.sqrt(49 / 50 * sum((gap - np.mean(gaps[1:])) ** 2 for gap in gaps[1:]))
+    assert [told["customers_low"], told["customers_high"]] == pytest.approx([gaps[0] - 1.96 * error, gaps[0] + 1.96 * error])
+    for each in dates:
+        each.usual[3], each.stake[3], each.back_in[3], each.rule_tier[3] = 10**5, 10**5, 1000, 0
+    wider = measuring.other_customers([measuring.measure(each, ()) for each in dates], *compared, "whole")
+    assert wider["customers_high"] - wider["customers_low"] > 2 * (told["customers_high"] - told["customers_low"])
+    alone = [measuring.measure(candidates(1, 200), ())]
+    alone[0].by_part[None][1:] = 0
+    assert measuring.other_customers(alone, *compared, "whole")["customers_low"] is None
+
+
+def advised(gap: float, days: int = 400, noise: float = 0.0, error: float = 0.01, now: tuple[str, str] = ("rules", "score")) -> dict:
     """What is recommended where membership at_stake covers so much more, and rank_by spend_at_stake in its first half."""
     number = 30
     plan = measuring.Plan(tuple(date(2025, 1, 1) + timedelta(round(days * each / (number - 1))) for each in range(number)), "14", None, 1)
@@ -276,7 +299,8 @@ def advised(gap: float, days: int = 400, noise: float = 0.0, now: tuple[str, str
     queues = {each: [np.full(number, 0.4) + gap * (each[0] == "at_stake"), np.full(number, 0.2) + gap * (each[1] == "spend_at_stake"), base]
               for each in measuring.QUEUES}
     queues["rules", "score"][0] = base
-    return measuring.recommend(measuring.resampled(number, 4, 1), plan, [{"date": day} for day in plan.dates], queues, *now)
+    return measuring.recommend(measuring.resampled(number, 4, 1), plan, [{"date": day} for day in plan.dates], queues,
+                               lambda *_: {"customers_low": gap - error, "customers_high": gap + error}, *now)
 
 
 def test_a_setting_is_advised_only_where_it_is_ahead_by_more_than_chance():
@@ -289,6 +313,8 @@ def test_a_setting_is_advised_only_where_it_is_ahead_by_more_than_chance():
         assert (same["membership"], same["rank_by"]) == now and not same["changes"] and not same["membership_is_sure"]
         chance = advised(0.001, noise=0.2, now=now)
         assert chance["membership"] == now[0] and not chance["membership_is_sure"]
+    few = advised(0.1, error=0.2)
+    assert (few["membership"], few["rank_by"]) == ("rules", "score"), "with other customers it could be the other way round"
     short = advised(0.1, days=200)
     assert not short["enough_history"] and not short["changes"], "half a year has not seen every season"
 
@@ -386,7 +412,7 @@ def test_words_of_each_outcome(result):
     def saying(**advice: Any) -> dict:
         return {**result, "recommendation": {**result["recommendation"], "enough_history": True, **advice}}
 
-    told = {"mean": 0.1, "low": 0.05, "high": 0.2, "better": 1.0}
+    told = {"mean": 0.1, "low": 0.05, "high": 0.2, "better": 1.0, "customers_low": 0.01, "customers_high": 0.3}
     sure = saying(membership="at_stake", rank_by="spend_at_stake", membership_is_sure=True, rank_by_is_sure=True,
                   membership_at_stake=told, rank_by_spend_at_stake=told)
     assert env_lines(sure) == ["RETENTION_OPS_MEMBERSHIP=at_stake", "RETENTION_OPS_RANK_BY=spend_at_stake"]
