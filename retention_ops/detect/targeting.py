@@ -415,7 +415,8 @@ def stays(before: Candidates, now: Candidates) -> dict[str, dict[str, float | No
     for policy in ("rule", "at_stake"):
         first, second = (each.customer_id[order_by(each, policy)[:each.rule_size]] for each in (before, now))
         silent = before.back_in[order_by(before, policy)[:before.rule_size]] > gap
-        still = np.isin(first, second)
+        later = set(second)  # np.isin compares every pair of strings
+        still = np.fromiter((customer in later for customer in first), dtype=bool, count=len(first))
         shares[policy] = {"all": _mean(still), "silent": _mean(still[silent])}
     return shares
 

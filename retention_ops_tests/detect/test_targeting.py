@@ -352,14 +352,15 @@ def test_too_little_history_is_said(lake, orders, tmp_path):
         pass
     lonely = lake_with(orders_frame([("a", START, 1000), ("a", START + timedelta(400), 1000)]), tmp_path / "lonely")
     with targeting_orders(lonely) as space, pytest.raises(UsageError, match="nothing to compare on any of"):
-        targeting(space, planned(space.orders))
+        targeting(space, planned(space.orders, every="60"))
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------------
 
 
 def measured_of(lake: Lake, **chosen: Any) -> dict:
-    with targeting_orders(lake) as space:
+    with targeting_orders(lake) as space, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "STABILITY_DATES", 3)  # each one takes three dates more
         return targeting(space, planned(space.orders, **{"every": "45", "seed": 5, **chosen}))
 
 
