@@ -40,7 +40,7 @@ from retention_ops.detect.alerts import AT_RISK, SHORTFALL, row_of
 from retention_ops.detect.missing import Missing
 from retention_ops.errors import PackError
 from retention_ops.package.audiences import HOLDOUT
-from retention_ops.package.stakes import Stake
+from retention_ops.package.stakes import Stake, knows_season
 from retention_ops.settings import TRIAL, Settings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "templates"
@@ -294,6 +294,7 @@ def _view(facts: BriefFacts) -> dict[str, Any]:
         "by_stake": _by_stake(facts),
         "ranked_by_stake": facts.stakes is not None and facts.rules["rank_by"] == "spend_at_stake",
         "known_stakes": facts.stakes is not None,
+        "season_known": knows_season(facts.first_order_date, day),
         **_behind_the_rise(facts),
         "crossed_from": day - timedelta(days=min(facts.rules["active_days"] + 7, facts.rules["at_risk_days"])),
         "crossed_to": day - timedelta(days=facts.rules["active_days"] + 1),

@@ -55,7 +55,7 @@ from retention_ops.package.brief import (
     template_fingerprint,
 )
 from retention_ops.package.chart import returning_chart, trend_chart
-from retention_ops.package.stakes import Stake, stake_of
+from retention_ops.package.stakes import Stake, knows_season, stake_of
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
@@ -276,7 +276,7 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
         newly_at_risk=facts.newly_at_risk,
         counts={tier: audience.rows for tier, audience in audiences.items()},
         totals={tier: audience.listed for tier, audience in audiences.items()},
-        stakes=_stakes(facts.priority, by_tier),
+        stakes=_stakes(facts.priority, by_tier, knows_season(facts.first_order_date, facts.day)),
         # summed in cents: the sum of a column of floats depends on its order
         next_orders={
             tier: int((rows["avg_order_value"] * 100).round().astype("int64").sum()) / 100 for tier, rows in by_tier.items()
@@ -298,11 +298,14 @@ def brief_facts(facts: Facts, audiences: Mapping[str, Audience], settings: Setti
     )
 
 
-def _stakes(priority: pd.DataFrame, by_tier: Mapping[str, pd.DataFrame]) -> dict[str, Stake] | None:
+def _stakes(priority: pd.DataFrame, by_tier: Mapping[str, pd.DataFrame], season_known: bool) -> dict[str, Stake] | None:
     """Of the customers `by_tier`; None where the date's queue says of nobody what is at stake: there was nothing to learn from."""
     if not priority["spend_at_stake"].notna().any():
         return None
-    return {tier: stake_of(rows["usual_spend_90d"], rows["p_no_return_90d"], rows["spend_at_stake"]) for tier, rows in by_tier.items()}
+    return {
+        tier: stake_of(rows["usual_spend_90d"], rows["p_no_return_90d"], rows["spend_at_stake"], season_known)
+        for tier, rows in by_tier.items()
+    }
 
 
 def _nameable(facts: Facts, settings: Settings) -> Missing | None:

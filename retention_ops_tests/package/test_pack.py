@@ -170,7 +170,8 @@ def test_counts_money_and_headlines_are_those_who_may_be_contacted(tmp_path):
     assert (brief.counts[tier], brief.totals[tier]) == (len(whole) - 2, len(whole))
     listed = whole.iloc[2:]
     assert brief.next_orders[tier] == pytest.approx(listed["avg_order_value"].sum())
-    assert brief.stakes[tier] == stake_of(listed["usual_spend_90d"], listed["p_no_return_90d"], listed["spend_at_stake"])
+    columns = (listed[name] for name in ("usual_spend_90d", "p_no_return_90d", "spend_at_stake"))
+    assert brief.stakes[tier] == stake_of(*columns, season_known=False)
     assert brief.stakes[tier].spend == pytest.approx(listed["spend_at_stake"].sum()) and brief.stakes[tier].spend > 0
     assert sum(count for _, count in brief.actions[tier]) == len(whole) - 2
     assert (pack.manifest["audiences"][tier]["rows"], pack.manifest["audiences"][tier]["listed"]) == (len(whole) - 2, len(whole))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
 
-from retention_ops.package.stakes import RATE_ERROR, Stake, stake_of
+from retention_ops.package.stakes import RATE_ERROR, SEASON_DAYS, UNKNOWN_SEASON_ERROR, Stake, knows_season, stake_of
+
+
+def test_without_a_year_that_tells_the_season_the_range_is_wider():
+    first = date(2024, 1, 1)
+    assert [knows_season(first, first + timedelta(SEASON_DAYS + more)) for more in (-1, 0)] == [False, True]
+    assert not knows_season(None, first)
+    wide = stake_of([400.0], [1.0], [400.0], season_known=False)
+    assert wide == Stake(400.0, round(400 - 1.645 * UNKNOWN_SEASON_ERROR * 400, 2), 400.0)
 
 
 def test_nobody_has_nothing_at_stake():
