@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import duckdb
 import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay, calendar, planned_closures
-from retention_ops.errors import NoOrders
+from retention_ops.errors import NoOrders, UsageError
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, RELATIONS, TABLES
 from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
@@ -248,9 +248,27 @@ def priority_order(settings: Settings) -> str:
     return by_stake + PRIORITY_ORDER
 
 
+Space = TypeVar("Space", bound=Workspace)
+
+
 @contextmanager
-def workspace(lake: Warehouse, orders: OrdersVersion | None = None) -> Iterator[Workspace]:
-    """A Workspace on `orders`, by default the CURRENT ones, in the engine they are computed by. Raises NoOrders where there are none."""
+def local_workspace(lake: Lake, kind: type[Space]) -> Iterator[Space]:
+    """A `kind` of Workspace on the CURRENT orders, for who asks the rules of many dates. Raises NoOrders where there are none,
+    UsageError where they are not in the lake.
+    """
+    if lake.engine != "lake":
+        raise UsageError("backtest asks the rules many times and runs on local files only; ingest the orders into a home "
+                         "with RETENTION_OPS_WAREHOUSE=lake (the rules are the same)")
+    with workspace(lake, kind=kind) as space:
+        yield space
+
+
+@contextmanager
+def workspace(lake: Warehouse, orders: OrdersVersion | None = None, *, kind: type[Workspace] = Workspace) -> Iterator[Workspace]:
+    """A Workspace on `orders`, by default the CURRENT ones, in the engine they are computed by. Raises NoOrders where there are none.
+
+    `kind` is DuckDB's; a warehouse in BigQuery has its own.
+    """
     orders = orders or lake.orders()
     if orders is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
@@ -261,7 +279,7 @@ def workspace(lake: Warehouse, orders: OrdersVersion | None = None) -> Iterator[
             yield space
         return
     with lake.connection() as connection:
-        space = Workspace(lake, connection, orders)
+        space = kind(lake, connection, orders)
         space.attach()
         yield space
 

@@ -7,8 +7,8 @@ orders ingested without the lost ones is proved in detect/test_backtest.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
@@ -16,8 +16,7 @@ import duckdb
 import numpy as np
 
 from retention_ops.detect.alerts import AT_RISK, SHORTFALL
-from retention_ops.detect.compute import Workspace
-from retention_ops.errors import NoOrders, UsageError
+from retention_ops.detect.compute import Workspace, local_workspace
 from retention_ops.warehouse.dialect import identifier, literal
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query
@@ -231,16 +230,6 @@ def by_day(rows: list[tuple[date, float]], first: date, last: date, missing: flo
     return found
 
 
-@contextmanager
-def injected_orders(lake: Lake) -> Iterator[InjectedOrders]:
-    """An InjectedOrders on the CURRENT orders. Raises NoOrders where there are none, UsageError where they are not in the lake."""
-    if lake.engine != "lake":
-        raise UsageError("backtest asks the rules thousands of times and runs on local files only; ingest the orders into a home "
-                         "with RETENTION_OPS_WAREHOUSE=lake (the rules are the same)")
-    orders = lake.orders()
-    if orders is None:
-        raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
-    with lake.connection() as connection:
-        space = InjectedOrders(lake, connection, orders)
-        space.attach()
-        yield space
+def injected_orders(lake: Lake) -> AbstractContextManager[InjectedOrders]:
+    """An InjectedOrders on the CURRENT orders. Raises what local_workspace raises."""
+    return local_workspace(lake, InjectedOrders)

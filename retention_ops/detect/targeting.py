@@ -11,8 +11,8 @@ What a list covers is the part of it that belongs to customers on the list. That
 from __future__ import annotations
 
 import calendar
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -20,8 +20,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from retention_ops.detect.compute import PRIORITY_ORDER, RETURN_DAYS, Workspace
-from retention_ops.errors import NoOrders, UsageError
+from retention_ops.detect.compute import PRIORITY_ORDER, RETURN_DAYS, Workspace, local_workspace
+from retention_ops.errors import UsageError
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import fast_query, query
 from retention_ops.warehouse.versions import OrdersVersion
@@ -234,19 +234,9 @@ class TargetingOrders(Workspace):
         self._chosen = {}
 
 
-@contextmanager
-def targeting_orders(lake: Lake) -> Iterator[TargetingOrders]:
-    """A TargetingOrders on the CURRENT orders. Raises NoOrders where there are none, UsageError where they are not in the lake."""
-    if lake.engine != "lake":
-        raise UsageError("backtest asks the rules for many dates and runs on local files only; ingest the orders into a home "
-                         "with RETENTION_OPS_WAREHOUSE=lake (the rules are the same)")
-    orders = lake.orders()
-    if orders is None:
-        raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
-    with lake.connection() as connection:
-        space = TargetingOrders(lake, connection, orders)
-        space.attach()
-        yield space
+def targeting_orders(lake: Lake) -> AbstractContextManager[TargetingOrders]:
+    """A TargetingOrders on the CURRENT orders. Raises what local_workspace raises."""
+    return local_workspace(lake, TargetingOrders)
 
 
 # -- orders of the candidates --------------------------------------------------------------------------------------------
