@@ -223,12 +223,12 @@ def _churn_values(facts: Facts, d: date, settings: Settings) -> tuple:
 
 def customer_priority(orders: pd.DataFrame, d: date, settings: Settings, returns: Any = None) -> pd.DataFrame:
     """Who to contact first on D, in the order of `rank_by`. No created_at. `returns`: an oracle_returns.Returns of these orders."""
-    from retention_ops_tests.oracle_returns import Returns, at_stake
+    from retention_ops_tests.oracle_returns import at_stake, returns_of
 
     everyone = facts_as_of(orders, d)
     middle = Fraction(median(facts.revenue for facts in everyone)) if everyone else Fraction(0)
     least = middle if settings.p1_min_revenue == "median" else Fraction(0)
-    stay_away = (returns or Returns(orders, settings)).stay_away(d)
+    stay_away = (returns or returns_of(orders, settings)).stay_away(d)
     found = []
     for facts in everyone:
         if days_since(facts, d) <= 2 * settings.at_risk_limit:

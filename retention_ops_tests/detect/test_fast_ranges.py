@@ -84,7 +84,7 @@ def _one_sided(space: Workspace, one: str, other: str) -> int:
 
 # ------------------------------------------------------------------------------------------------------- every date
 
-@pytest.mark.parametrize("rules", [{}, NO_MEDIAN[0], pytest.param(NO_MEDIAN[4], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("rules", [{}, *(pytest.param(NO_MEDIAN[place], marks=pytest.mark.slow) for place in (0, 4))], ids=str)
 def test_every_date_of_a_small_shop(tmp_path: Path, rules: dict):
     orders = small_shop()
     with workspace(lake_with(orders, tmp_path, min_sample=40, **rules)) as space:

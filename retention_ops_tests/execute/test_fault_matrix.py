@@ -175,6 +175,7 @@ def test_the_oracle_sees_a_ledger_that_believes_what_is_not_there(stage):
 # races
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", DATABASES)
 def test_sixteen_threads_on_one_incident_post_once(shop, stores, tmp_path, database):
     with ExitStack() as stack:

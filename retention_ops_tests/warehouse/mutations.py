@@ -132,7 +132,7 @@ Written by `python -m retention_ops_tests.warehouse.mutations`. Each of the {cou
 `test_the_reference_implementation_gives_what_the_oracle_expects`, both in
 [test_google_sql.py](../retention_ops_tests/warehouse/test_google_sql.py); files of the second rule and of return_rates are asked,
 by DuckDB, of [second_rule.py](../retention_ops_tests/warehouse/second_rule.py). The {unnoticed} that nobody notices mean the same;
-[test_mutations.py](../retention_ops_tests/warehouse/test_mutations.py) says why of each. `make test` tries some, `make test-all` all.
+[test_mutations.py](../retention_ops_tests/warehouse/test_mutations.py) says why of each. `make test-all` tries them all.
 
 | file | line | comparison | turned into | tier | first difference |
 |---|---|---|---|---|---|"""

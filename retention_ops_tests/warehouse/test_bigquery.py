@@ -535,6 +535,7 @@ def test_a_dry_run_is_printed_with_its_sum_and_what_the_month_was_billed(server,
 
 # -------------------------------------------------------------------------------------------------------- as a user has it
 
+@pytest.mark.slow
 def test_a_user_sets_project_dataset_and_location_and_nothing_else(server, tmp_path):
     """The command line, dagster-gcp's resource and Application Default Credentials, all as they are."""
     lake_with(small_shop(), tmp_path / "home")

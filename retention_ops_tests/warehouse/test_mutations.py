@@ -88,6 +88,7 @@ def checks(tmp_path_factory):
     found.close()
 
 
+@pytest.mark.slow
 def test_the_checks_find_nothing_in_the_rules_as_they_are_and_some_turned_comparisons(cases, checks):
     """One in each file with a threshold; by DuckDB against the oracle, as the reference implementation gives the same rows.
 
