@@ -46,7 +46,7 @@ class Returns:
         if self.first is None:
             return []
         settled = self.first + timedelta(30)
-        learn = [d - timedelta(90 + 14 * step) for step in range(26)]
+        learn = [d - timedelta(90 + 28 * step) for step in range(13)]
         around = {
             "season": [d - timedelta(365 + ago) for ago in (-14, -7, 0, 7, 14)],
             "level": [d - timedelta(ago) for ago in (30, 37, 44)],
@@ -196,5 +196,6 @@ def at_stake(facts: Facts, d: date, stay_away: dict[Cell, int] | None) -> tuple[
     stake = half_up(Fraction(usual * share, MILLION))
     tenths = half_up(Fraction(10 * share, MILLION))
     of_ten = {0: "fewer than 1 of 10", 10: "more than 9 of 10"}.get(tenths, f"{tenths} of 10")
-    return usual, share, stake, (f"{of_ten} customers this late stayed away; usually spends {half_up(Fraction(usual, 100))} a quarter: "
+    alike = "one-time customers silent this long" if facts.order_days == 1 else "customers this late"
+    return usual, share, stake, (f"{of_ten} {alike} stayed away; usually spends {half_up(Fraction(usual, 100))} a quarter: "
                                  f"{half_up(Fraction(stake, 100))} at stake")

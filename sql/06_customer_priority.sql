@@ -184,7 +184,10 @@ reasons AS (
     END AS unsettled_reason,
     CASE
       WHEN spend_at_stake_cents IS NOT NULL
-        THEN CONCAT(stay_away, ' customers this late stayed away; usually spends ',
+        THEN CONCAT(stay_away,
+                    -- one shopping day gives no rhythm to be late by
+                    CASE WHEN gaps = 0 THEN ' one-time customers silent this long' ELSE ' customers this late' END,
+                    ' stayed away; usually spends ',
                     CAST(DIV((usual_spend_cents + 50), 100) AS STRING), ' a quarter: ',
                     CAST(DIV((spend_at_stake_cents + 50), 100) AS STRING), ' at stake')
     END AS at_stake_reason

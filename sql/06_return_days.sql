@@ -1,5 +1,5 @@
 -- return_days: which past days return_rates of each day D from @from_date to @to_date looks at, and what for.
---   learn       D-90, and every 14 days before it, 26 days in all: how many of each kind of customer came back within 90 days
+--   learn       D-90, and every 28 days before it, 13 days in all: how many of each kind of customer came back within 90 days
 --   season      the five weeks around the same day a year ago: were more or fewer coming back than usual?
 --   level       D-30, D-37, D-44: are more or fewer coming back (within 30 days) than usual now ...
 --   level_year  ... than a year before those days?
@@ -14,8 +14,8 @@ days AS (
   FROM UNNEST(GENERATE_DATE_ARRAY(@from_date, @to_date, INTERVAL 1 DAY)) AS day
 ),
 looks AS (
-  SELECT 'learn' AS purpose, 90 + 14 * step AS days_ago, 90 + 14 * step AS needed
-  FROM UNNEST(GENERATE_ARRAY(0, 25)) AS step
+  SELECT 'learn' AS purpose, 90 + 28 * step AS days_ago, 90 + 28 * step AS needed
+  FROM UNNEST(GENERATE_ARRAY(0, 12)) AS step
   UNION ALL
   SELECT 'season', 365 + 7 * step, 409
   FROM UNNEST(GENERATE_ARRAY(-2, 2)) AS step

@@ -58,10 +58,10 @@ def _alert(space: Workspace) -> dict:
 def day_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The assets with one partition per reference date."""
 
-    def table_asset(table: str, deps: list[str], compute, describe) -> dg.AssetsDefinition:
+    def table_asset(table: str, deps: list[str], compute, describe, code_version: str = "1") -> dg.AssetsDefinition:
         @dg.asset(
             **described(table, "detect", "duckdb", "sql"), deps=deps, partitions_def=partitions_def,
-            backfill_policy=dg.BackfillPolicy.single_run(), check_specs=check_specs(table), code_version="1",
+            backfill_policy=dg.BackfillPolicy.single_run(), check_specs=check_specs(table), code_version=code_version,
         )
         def _asset(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
             yield from store_days(context, loop, table, compute(table), describe)
@@ -73,7 +73,7 @@ def day_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.AssetsDe
         table_asset("retention_snapshot", ["base_customers"], one_by_one, _statuses),
         table_asset("churn_detection", ["retention_snapshot"], one_by_one, _risks),
         table_asset("retention_daily", ["customer_days"], in_one_pass, _daily),
-        table_asset("alert_logic", ["retention_daily"], in_one_pass, _alert),
+        table_asset("alert_logic", ["retention_daily", "customer_days"], in_one_pass, _alert, code_version="2"),
     ]
 
 

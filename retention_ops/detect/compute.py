@@ -36,7 +36,7 @@ BASELINE_DAYS = 7
 DUE_DAYS = 393
 """days before a range that returning_customers reads: 52 weeks of noise, a week to compare them with, the longest window
 of 14, and the 8 days in which a shortfall can have lasted on the eve"""
-RETURN_DAYS = 440, 30
+RETURN_DAYS = 426, 30
 """days before D of the oldest and of the newest day that return_rates looks at"""
 COMPARED_DAYS = 56
 """days before a holiday with which closed_days compares it"""
@@ -60,6 +60,7 @@ class Workspace:
         self.closures = planned_closures(self.settings)
         self._rules_sha256 = self.settings.rules_sha256(self.closures)
         self._built: dict[str, tuple] = {}
+        self._kinds: dict[str, Literal["TABLE", "VIEW"]] = {}
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -112,13 +113,11 @@ class Workspace:
         """Creates a temp table or view in place of whichever of the two had that name."""
         # CREATE OR REPLACE replaces its own kind only, and DROP ... IF EXISTS fails where the name is of the other kind
         other = "VIEW" if kind == "TABLE" else "TABLE"
-        if self._exists(other, name):
+        if self._kinds.get(name) == other:
             self.connection.execute(f"DROP {other} {name}")
+            del self._kinds[name]
         self.connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS {select}", values)
-
-    def _exists(self, kind: Literal["TABLE", "VIEW"], name: str) -> bool:
-        noun = kind.lower()
-        return bool(self.connection.execute(f"SELECT 1 FROM duckdb_{noun}s() WHERE {noun}_name = ? AND temporary", [name]).fetchall())
+        self._kinds[name] = kind
 
     def build(self, table: str, day: date) -> None:
         """Computes `table` as of `day` (and its inputs where they are not at hand)."""

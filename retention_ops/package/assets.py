@@ -66,8 +66,9 @@ def package_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
     """customer_priority and action_pack."""
 
     @dg.asset(
-        **described("customer_priority", "package", "duckdb", "sql"), deps=["churn_detection"], partitions_def=partitions_def,
-        backfill_policy=dg.BackfillPolicy.single_run(), check_specs=check_specs("customer_priority"), code_version="1",
+        **described("customer_priority", "package", "duckdb", "sql"), deps=["churn_detection", "customer_days"],  # these teach its rates
+        partitions_def=partitions_def, backfill_policy=dg.BackfillPolicy.single_run(), check_specs=check_specs("customer_priority"),
+        code_version="2",
     )
     def customer_priority(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]):
         yield from store_days(context, loop, "customer_priority", in_batches, _tiers)

@@ -6,12 +6,8 @@ One DuckDB lives as long as the server; every call takes a cursor of its own. No
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
-
-import duckdb
 
 from retention_ops.detect.alerts import AT_RISK, OTHERS, alert_of, alerts_by_day, answered_rules, row_of
 from retention_ops.detect.explain import gate_sentence, sentences_for
@@ -35,7 +31,6 @@ from retention_ops.serve.answers import (
 from retention_ops.serve.refusal import Refused, quoted
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.connection import connection_config
 from retention_ops.warehouse.dialect import declared_scan, parquet_scan
 from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.lake import Lake
@@ -57,19 +52,10 @@ class Reader:
             raise SettingsError(
                 f"the MCP server reads the lake, not RETENTION_OPS_WAREHOUSE={settings.warehouse}; ask BigQuery's own tools for its tables")
         self.settings = settings
-        self._duckdb = duckdb.connect(":memory:", config=connection_config(settings))
-        self.lake = Lake(settings, self._cursor)
+        self.lake = Lake(settings)
 
     def close(self) -> None:
-        self._duckdb.close()
-
-    @contextmanager
-    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        cursor = self._duckdb.cursor()
-        try:
-            yield cursor
-        finally:
-            cursor.close()
+        self.lake.close()
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

@@ -34,9 +34,10 @@ from retention_ops.errors import QualityError, SettingsError, WarehouseError
 from retention_ops.settings import Settings
 from retention_ops.warehouse.bigquery_jobs import LABELS, Client, Jobs
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, RELATIONS, TABLES, Column, Table
+from retention_ops.warehouse.connection import Connect
 from retention_ops.warehouse.dialect import literal as duckdb_literal
 from retention_ops.warehouse.dialect import parquet_scan
-from retention_ops.warehouse.seam import Connect, Connection, Part, Warehouse
+from retention_ops.warehouse.seam import Connection, Part, Warehouse
 from retention_ops.warehouse.versions import Version
 
 ARROW_TYPES: dict[str, pa.DataType] = {

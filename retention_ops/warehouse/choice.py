@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from retention_ops.settings import Settings
+from retention_ops.warehouse.connection import Connect
 from retention_ops.warehouse.lake import Lake
-from retention_ops.warehouse.seam import Connect, Warehouse
+from retention_ops.warehouse.seam import Warehouse
 
 
 def open_warehouse(settings: Settings, connect: Connect | None = None, bigquery_client=None, *, writes: bool = True) -> Warehouse:

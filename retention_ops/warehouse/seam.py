@@ -7,8 +7,8 @@ here, and an engine that computes elsewhere takes its copy from here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,7 @@ import duckdb
 import pandas as pd
 
 from retention_ops.settings import Settings
-from retention_ops.warehouse.connection import connect_in_memory
+from retention_ops.warehouse.connection import Connect, Instance, connect_in_memory
 from retention_ops.warehouse.versions import (
     CustomersVersion,
     OrdersVersion,
@@ -27,7 +27,6 @@ from retention_ops.warehouse.versions import (
     orders_versions,
 )
 
-Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 Part = date | str | None
 """one partition: a day, a version's id, or None for a whole table"""
 
@@ -52,14 +51,15 @@ class Warehouse(ABC):
     def __init__(self, settings: Settings, connect: Connect | None = None):
         self.settings = settings
         self.root = (settings.home / "lake").absolute()
-        self._connect = connect or (lambda: connect_in_memory(settings))
+        self._instance = Instance(connect or (lambda: connect_in_memory(settings)))
 
-    @contextmanager
-    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A local in-memory connection whose time stamps are UTC, whatever the machine says."""
-        with self._connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
+    def connection(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A local in-memory connection of its own, for temp tables and views; its time stamps are UTC, whatever the machine says."""
+        return self._instance.connection()
+
+    def close(self) -> None:
+        """Gives the memory of local connections back; the next one takes it again."""
+        self._instance.close()
 
     def orders(self) -> OrdersVersion | None:
         """The orders in force, None before the first ingest."""

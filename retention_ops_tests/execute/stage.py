@@ -26,7 +26,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from retention_ops.detect.compute import workspace
+from retention_ops.detect.compute import priority_order, workspace
 from retention_ops.execute import ledger
 from retention_ops.execute.destinations.local import Local
 from retention_ops.execute.destinations.seam import (
@@ -269,8 +269,11 @@ def intent(**changes: Any) -> Intent:
 
 
 def store_alerts(lake: Lake, first: date, last: date) -> None:
-    """What the detect stage leaves for each day."""
+    """The alerts that a run leaves of each day, and the queue where it is one day: of a range the lists compute it when they are asked."""
     with workspace(lake) as space:
+        if first == last:
+            space.build("customer_priority", first)
+            lake.write(space.connection, "customer_priority", first, space.provenance, order_by=priority_order(lake.settings))
         space.build_range("alert_logic", first, last)
         for day in (first + timedelta(days=offset) for offset in range((last - first).days + 1)):
             lake.write(space.connection, "alert_logic", day, space.provenance, where=f"alert_date = DATE '{day}'")
