@@ -280,7 +280,8 @@ def test_the_2010_2011_retail_orders_give_the_known_queue(tmp_path):
     assert summary["counts"] == {"P1": 13, "P2": 235, "P3": 62}
 
 
-@pytest.mark.parametrize("damage", ["views marker", "customer_days", "partition", "manifest of another date", "foreign folders"])
+@pytest.mark.parametrize("damage", ["partition", *(pytest.param(one, marks=pytest.mark.slow) for one in (
+    "views marker", "customer_days", "manifest of another date", "foreign folders"))])
 def test_damage_heals_by_running_the_date_again(copied, damage):
     lake = copied
     before = LAST_DAY - timedelta(1)

@@ -128,6 +128,7 @@ def test_a_range_leaves_the_rows_of_single_runs_365_dates(tmp_path):
     assert flagged["WARNING"] and flagged["CRITICAL"]
 
 
+@pytest.mark.slow
 def test_a_range_that_failed_half_way_heals_by_running_it_again(tmp_path, monkeypatch):
     days = span(4)
     broken, whole = make_loop(tmp_path / "broken"), make_loop(tmp_path / "whole")
@@ -192,6 +193,7 @@ def test_orders_that_come_in_during_a_run_wait_for_the_next_one(tmp_path, monkey
     assert {loop.lake.provenance(table, D)["orders_version"] for table in PER_DAY} == {loop.lake.orders().version}
 
 
+@pytest.mark.slow
 def test_a_correction_marks_dates_stale_until_they_are_rebuilt(tmp_path):
     loop = make_loop(tmp_path / "home")
     days = span(5)
@@ -231,6 +233,7 @@ def test_a_broken_quality_rule_blocks_and_keeps_the_old_partition(tmp_path, monk
         assert outcome.run_id not in {record.run_id for record in churn}, "downstream must not run on a broken table"
 
 
+@pytest.mark.slow
 def test_a_day_of_a_range_that_breaks_a_rule_is_named_and_not_replaced(tmp_path, monkeypatch):
     """The checks of a range run in one pass, and still every day is judged by its own rows."""
     loop = make_loop(tmp_path / "home")
@@ -255,6 +258,7 @@ def test_a_day_of_a_range_that_breaks_a_rule_is_named_and_not_replaced(tmp_path,
         assert kept.equals(before[day]) == (day in (second, third)), "the others are replaced: created_at is newer"
 
 
+@pytest.mark.slow
 def test_with_the_median_rule_a_range_is_computed_day_by_day(tmp_path):
     loop = make_loop(tmp_path / "home", p1_min_revenue="median", pack_keep_days=1)
     days = span(3)
@@ -316,6 +320,7 @@ def test_a_flagged_newest_day_is_rehearsed_and_older_flagged_days_are_history(tm
     assert all(message["sent"] is False and message["mode"] == "shadow" for message in outbox.values())
 
 
+@pytest.mark.slow
 def test_mode_off_changes_no_table_no_brief_and_no_list(tmp_path):
     on, off = make_loop(tmp_path / "on"), make_loop(tmp_path / "off", mode="off")
     day = flagged_day(on)

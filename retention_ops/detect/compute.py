@@ -60,7 +60,6 @@ class Workspace:
         self.closures = planned_closures(self.settings)
         self._rules_sha256 = self.settings.rules_sha256(self.closures)
         self._built: dict[str, tuple] = {}
-        self._kinds: dict[str, Literal["TABLE", "VIEW"]] = {}
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -113,11 +112,13 @@ class Workspace:
         """Creates a temp table or view in place of whichever of the two had that name."""
         # CREATE OR REPLACE replaces its own kind only, and DROP ... IF EXISTS fails where the name is of the other kind
         other = "VIEW" if kind == "TABLE" else "TABLE"
-        if self._kinds.get(name) == other:
+        if self._exists(other, name):
             self.connection.execute(f"DROP {other} {name}")
-            del self._kinds[name]
         self.connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS {select}", values)
-        self._kinds[name] = kind
+
+    def _exists(self, kind: Literal["TABLE", "VIEW"], name: str) -> bool:
+        noun = kind.lower()
+        return bool(self.connection.execute(f"SELECT 1 FROM duckdb_{noun}s() WHERE {noun}_name = ? AND temporary", [name]).fetchall())
 
     def build(self, table: str, day: date) -> None:
         """Computes `table` as of `day` (and its inputs where they are not at hand)."""

@@ -117,6 +117,7 @@ def test_a_whole_response_survives_faults_anywhere(shop, stores, tmp_path, label
     finish(tally, f"{WHOLE} {label} {database}")
 
 
+@pytest.mark.slow
 def test_a_seeded_subset_of_the_matrix(stage):
     """At least every destination, every kind and every fault once; on SQLite and on Postgres by turns."""
     stages, cases = {}, []

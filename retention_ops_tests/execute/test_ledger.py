@@ -452,6 +452,7 @@ print(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in chi
 """
 
 
+@pytest.mark.slow
 def test_sixteen_racing_processes_get_one_claim(tmp_path, database_url, request):
     settings = settings_for(tmp_path / "home", ops_database_url=database_url)
     with ops_database(settings) as opened:

@@ -205,6 +205,7 @@ def test_a_lost_answer_of_any_call_is_found_again(stage, kind):
     assert world(stage) == OPENED and {row["state"] for row in stage.actions()} == {"sent"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 def test_sixteen_processes_answer_one_incident_once(template, tmp_path, database_url, request):
     with staged(template, tmp_path, ops_database_url=database_url) as stage:

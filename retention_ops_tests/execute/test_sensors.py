@@ -220,6 +220,7 @@ def due(stage, instance):
     return [one for one in tick(follow_up_sensor, stage, instance)[0] if one.job_name == "response_follow_up"]
 
 
+@pytest.mark.slow
 def test_a_response_that_failed_is_tried_again_later_each_time_at_most_six_times(stage, instance):
     stage.compute(WARNINGS[1])
     stage.clock.now = morning_after(WARNINGS[1])

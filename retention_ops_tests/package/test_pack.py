@@ -299,7 +299,7 @@ BUILDER = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.15, 0.31, 0.47])
+@pytest.mark.parametrize("delay", [0.15, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 0.31, 0.47))])
 def test_kill_9_while_building_leaves_a_whole_pack(small_lake, request, delay):
     expected = build(small_lake).facts_sha256
     builder = subprocess.Popen([sys.executable, "-c", BUILDER, str(small_lake.settings.home)], cwd=str(request.config.rootpath),

@@ -85,6 +85,7 @@ def replace_one(warehouse: BigQuery, day: date = D) -> int:
 
 # ---------------------------------------------------------------------------------------------------------- the daily loop
 
+@pytest.mark.slow
 def test_a_backfill_twice_over_leaves_the_lakes_rows_once(server, warehouse, tmp_path):
     days = [D - timedelta(1), D]
     lake = lake_with(small_shop(), tmp_path / "lake", min_sample=10)
@@ -506,6 +507,7 @@ def test_a_new_month_starts_at_nothing(server, warehouse):
     assert on_bigquery(server, warehouse.settings, clock=lambda: next_month).jobs.month_bytes() == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_the_bytes_of_every_rule_and_computes_nothing(server, warehouse):
     with pytest.raises(UsageError, match=r"is not in shop-project\.retention\.customer_days yet"):
         estimates(warehouse, D)
@@ -565,6 +567,7 @@ def test_a_user_sets_project_dataset_and_location_and_nothing_else(server, tmp_p
     assert json.loads(command("status", "--json"))["newest_date"] == str(D)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("story", [story for name, story in vars(test_bigquery_smoke).items() if name.startswith("test_")])
 def test_the_opt_in_test_of_a_real_project_is_sound(warehouse, tmp_path, story):
     """What it would do there, it does here; so that it fails there only for what this server cannot show."""

@@ -195,6 +195,7 @@ def start_writer(lake: Lake, first: date, count: int, rounds: int) -> subprocess
     return process
 
 
+@pytest.mark.slow
 def test_two_processes_write_different_dates_while_a_third_reads(small_lake):
     """No lock error, no torn partition: every read of warehouse.duckdb sees whole partitions only."""
     expected = {day: len(table_for(small_lake, "base_customers", day)) for day in (D - timedelta(offset) for offset in range(12))}
@@ -215,7 +216,7 @@ def test_two_processes_write_different_dates_while_a_third_reads(small_lake):
     assert reads >= 10
 
 
-@pytest.mark.parametrize("delay", [0.002, 0.01, 0.02, 0.035, 0.05, 0.08])
+@pytest.mark.parametrize("delay", [0.02, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.002, 0.01, 0.035, 0.05, 0.08))])
 def test_kill_9_in_the_middle_of_a_write_leaves_the_old_partition_whole(small_lake, delay):
     tables = ("base_customers", "alert_logic", "retention_daily", "customer_priority")
     for table in tables:
