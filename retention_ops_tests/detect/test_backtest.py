@@ -363,6 +363,7 @@ def result(shop) -> dict:
         return measuring.backtest(space, plan_for(space, outages=3))
 
 
+@pytest.mark.slow
 def test_a_backtest_is_whole_and_the_same_again(shop, result):
     with injected_orders(shop) as space:
         close(space, [date(2024, 12, 25), date(2025, 12, 25)])

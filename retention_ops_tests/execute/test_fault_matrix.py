@@ -131,7 +131,7 @@ def test_a_seeded_subset_of_the_matrix(stage):
     assert not tally.wrong, "\n".join(tally.wrong)
 
 
-@pytest.mark.parametrize(("label", "database"), [("slack", "sqlite"), ("sheets", "postgres")])
+@pytest.mark.parametrize(("label", "database"), [("slack", "sqlite"), pytest.param("sheets", "postgres", marks=pytest.mark.slow)])
 def test_a_few_whole_responses(shop, stores, tmp_path, label, database):
     tally = Tally()
     play_whole(shop, stores(database), tmp_path, label, 4, tally)

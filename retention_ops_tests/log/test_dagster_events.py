@@ -69,6 +69,7 @@ def told(instance: dg.DagsterInstance, runs: list[str]) -> dict:
     return answers
 
 
+@pytest.mark.slow
 def test_every_reader_is_told_the_same(tmp_path, monkeypatch):
     heard = []
     for batches in (False, True):

@@ -49,8 +49,8 @@ def test_the_queues_metadata_sums_what_is_at_stake_and_names_nobody(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "links"), [
-    ({}, []),
-    ({"dashboard_url": "https://bi.example/retention"}, ["https://bi.example/retention"]),
+    pytest.param({}, [], marks=pytest.mark.slow),
+    pytest.param({"dashboard_url": "https://bi.example/retention"}, ["https://bi.example/retention"], marks=pytest.mark.slow),
     ({"dagster_url": "https://dagster.example"}, ["https://dagster.example/runs/{run}"]),
 ])
 def test_the_brief_links_the_run_only_where_people_can_reach_it(tmp_path, settings, links):

@@ -102,8 +102,11 @@ def test_what_was_found_changes_facts_and_who_is_listed_changes_audience(tmp_pat
     assert listed not in (other.folder / "briefing_INFO.md").read_text(), "nobody is told to contact who said no"
 
 
-@pytest.mark.parametrize("change", [{"value_drop_pct": 61}, {"shop_name": "Another"}, {"action_p2": "Call them"}, {"trend_days": 30},
-                                    {"rank_by": "spend_at_stake"}, {"membership": "at_stake"}])
+@pytest.mark.parametrize("change", [
+    {"value_drop_pct": 61}, {"shop_name": "Another"}, {"membership": "at_stake"},
+    *(pytest.param(change, marks=pytest.mark.slow) for change in (
+        {"action_p2": "Call them"}, {"trend_days": 30}, {"rank_by": "spend_at_stake"})),
+])
 def test_settings_are_part_of_the_facts(tmp_path, change):
     shop = small_shop()
     one = build(lake_with(shop, tmp_path / "one", min_sample=10))
