@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class ReturnModel:
         boosted = _boosted(rows, stayed)
         if boosted is None:
             return found
-        ranks = slope_of(rows, stayed, of_day) * boosted.decision_function(self.features([found.day])[0])
+        ranks = slope_of(rows, stayed, of_day) * boosted.ranks(self.features([found.day])[0])
         p = np.round(at_level(ranks, float(found.p.mean())), 6)
         return replace(found, p=p, stake=(found.usual * np.round(1e6 * p).astype(np.int64) + 500_000) // 1_000_000)
 
@@ -141,15 +142,28 @@ class ReturnModel:
             WHERE {where}""")
 
 
-def _boosted(rows: Array, stayed: Array) -> Any:
-    """A fitted classifier, or None where all did the same."""
-    if not 0 < stayed.sum() < len(stayed):
-        return None
-    require()
-    from sklearn.ensemble import HistGradientBoostingClassifier
+class _Boosted:
+    """Trees fitted to who stayed away; on one thread, as others wait for each other in a loop and on a busy machine take minutes."""
 
-    directions = [(name in RISING) - (name in FALLING) for name in FEATURES]
-    return HistGradientBoostingClassifier(**BOOSTING, monotonic_cst=directions).fit(rows, stayed)
+    def __init__(self, rows: Array, stayed: Array):
+        require()
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from threadpoolctl import threadpool_limits
+
+        self._one_thread = partial(threadpool_limits, 1)
+        directions = [(name in RISING) - (name in FALLING) for name in FEATURES]
+        with self._one_thread():
+            self._trees = HistGradientBoostingClassifier(**BOOSTING, monotonic_cst=directions).fit(rows, stayed)
+
+    def ranks(self, rows: Array) -> Array:
+        """Log odds to stay away, not yet calibrated."""
+        with self._one_thread():
+            return self._trees.decision_function(rows)
+
+
+def _boosted(rows: Array, stayed: Array) -> _Boosted | None:
+    """None where all did the same."""
+    return _Boosted(rows, stayed) if 0 < stayed.sum() < len(stayed) else None
 
 
 def slope_of(rows: Array, stayed: Array, of_day: Array) -> float:
@@ -161,7 +175,7 @@ def slope_of(rows: Array, stayed: Array, of_day: Array) -> float:
     older = _boosted(rows[~newest], stayed[~newest])
     if older is None or not 0 < stayed[newest].sum() < newest.sum():
         return 1.0
-    return max(0.0, platt(older.decision_function(rows[newest]), stayed[newest])[0])
+    return max(0.0, platt(older.ranks(rows[newest]), stayed[newest])[0])
 
 
 def platt(ranks: Array, stayed: Array, steps: int = 50) -> tuple[float, float]:
