@@ -132,7 +132,7 @@ def model_verdict(model: dict[str, Any]) -> str:
     if not model["enough_history"]:
         return said + "too short to judge."
     if model["beats_table"]:
-        return said + "it beats the table by more than both intervals."
+        return said + "it beats the table by more than both intervals. The queue takes its chances from the table all the same."
     return said + ("the table is better by more than both intervals." if model["worse"] else "chance explains it; keep the table.")
 
 
