@@ -36,6 +36,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal -q
 
 test-all: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 	@$(MAKE) --no-print-directory conformance
 

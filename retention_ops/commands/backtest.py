@@ -68,7 +68,8 @@ def backtest(
 
 @app.command(epilog=shared.examples(
     "backtest targeting", "backtest targeting --sizes 50,100,200,400,800",
-    "backtest targeting --from 2010-10-22 --to 2011-08-22 --every month --out targeting", "backtest targeting --json > targeting.json",
+    "backtest targeting --from 2010-10-22 --to 2011-08-22 --every month --out targeting", "backtest targeting --model",
+    "backtest targeting --json > targeting.json",
 ))
 def targeting(
     first: Annotated[date | None, shared.date_option("--from", "First date a list is made of; default: as early as can be.")] = None,
@@ -76,6 +77,7 @@ def targeting(
     every: Annotated[str, typer.Option("--every", metavar="DAYS|month", help="Days between two dates, or the same day each month.")] = "14",
     sizes: Annotated[str | None, typer.Option("--sizes", metavar="N,N,...", help="List sizes; default: those that fit the shop.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Other resamples for the intervals.")] = 707,
+    model: Annotated[bool, typer.Option("--model", help="A learned p_no_return_90d beside; needs retention-ops\\[models].")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for report.md, report.json and charts; default in the home.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -84,17 +86,21 @@ def targeting(
     Lists as the rules make them, by revenue, usual spend, spend at stake and hindsight; how true p_no_return_90d is; how steady the lists
     are. Nothing is sent or changed.
     """
+    from retention_ops.detect import learned
     from retention_ops.detect import targeting as measuring
 
     settings = shared.settings()
+    if model:
+        learned.require()
     began = time.monotonic()
     with measuring.targeting_orders(shared.lake(settings, writes=False)) as space, shared.progress(quiet=as_json) as step:
         plan = measuring.planned(space.orders, first=first, last=last, every=every, sizes=_sizes(sizes), seed=seed)
-        result = {**measuring.targeting(space, plan, step), "seconds": 0.0}
+        result = {**measuring.targeting(space, plan, step, learned.ReturnModel(space) if model else None), "seconds": 0.0}
     result["seconds"] = round(time.monotonic() - began, 1)
     folder = out or settings.home / "backtests" / f"targeting_{plan.dates[0]}_{plan.dates[-1]}"
     words = f"backtest targeting --from {plan.dates[0]} --to {plan.dates[-1]} --every {every} --seed {seed}"
     words += f" --sizes {','.join(str(row['size']) for row in result['sizes'] if row['size'])}"
+    words += " --model" if model else ""
     _write_targeting(folder, result, words)
     if as_json:
         shared.print_json(result)
@@ -125,7 +131,7 @@ def _show_targeting(result: dict[str, Any], settings: Settings, folder: Path) ->
 
     for title, columns, rows in (
         report.coverage_table(result, intervals=False), report.queues_table(result, intervals=False), report.ranks_table(result),
-        report.stability_table(result),
+        *([report.model_table(result, intervals=False)] if "model" in result else []), report.stability_table(result),
     ):
         _print(title, columns, rows)
     for sentence in report.verdict(result):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import calendar
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -56,6 +56,8 @@ QUEUES = (("rules", "score"), ("rules", "spend_at_stake"), ("at_stake", "score")
 """(membership, rank_by): the four queues that the settings can ask for"""
 PARTS = {"whole": 1, "half": 2, "quarter": 4}
 """parts of a queue, from its top, by what its length is divided by"""
+LISTS = ("at_stake", "score"), ("model", "score")
+"""queues whose whole lists are compared: those with most at stake by the table, and by a model"""
 
 Progress = Callable[[str, int, int], None]
 Array = np.ndarray
@@ -164,6 +166,10 @@ class Candidates:
     @property
     def rule_size(self) -> int:
         return int((self.rule_tier > 0).sum())
+
+
+Model = Callable[[Candidates], Candidates]
+"""gives the candidates of a date with p and stake of its own, learned from what was known on that date"""
 
 
 class TargetingOrders(Workspace):
@@ -487,12 +493,15 @@ def other_customers(measured: Sequence[Measured], one: tuple[str, str], other: t
 # -- the result --------------------------------------------------------------------------------------------------------
 
 
-def targeting(space: TargetingOrders, plan: Plan, progress: Progress = lambda name, done, total: None) -> dict[str, Any]:
+def targeting(
+    space: TargetingOrders, plan: Plan, progress: Progress = lambda name, done, total: None, model: Model | None = None,
+) -> dict[str, Any]:
     """Measures everything; returns plain values: dicts, lists, numbers and dates, as report.json has them.
 
-    Shares are 0 to 1, money in currency units. Raises UsageError where no date can be measured.
+    Shares are 0 to 1, money in currency units. With a model, `model` of the result says what lists by its chances cover beside those by
+    the table's, on the same dates. Raises UsageError where no date can be measured.
     """
-    measured, left_out, sizes = [], [], plan.sizes
+    measured, modelled, left_out, sizes = [], [], [], plan.sizes
     compared = compared_days(plan)
     done, total = 0, len(plan.dates) + 3 * len(compared)
 
@@ -512,6 +521,8 @@ def targeting(space: TargetingOrders, plan: Plan, progress: Progress = lambda na
             continue
         sizes = sizes or fitting_sizes(now.rule_size, space.settings.at_stake_size)
         measured.append(measure(now, sizes))
+        if model:
+            modelled.append(measure(model(now), sizes))
     moved = {"day": [], "week": []}
     for day in compared:
         week_ago, eve, now = (ask(day - timedelta(days), ids=True) for days in (7, 1, 0))
@@ -522,7 +533,10 @@ def targeting(space: TargetingOrders, plan: Plan, progress: Progress = lambda na
     if not measured:
         raise UsageError(f"nothing to compare on any of {len(plan.dates)} dates from {plan.dates[0]} to {plan.dates[-1]}: the rules list "
                          "nobody, or nobody's spend was lost")
-    return _result(space, plan, measured[::-1], sizes, moved, left_out[::-1])
+    result = _result(space, plan, measured[::-1], sizes, moved, left_out[::-1])
+    if model:
+        result["model"] = against_table(plan, measured[::-1], modelled[::-1], sizes)
+    return result
 
 
 def compared_days(plan: Plan) -> list[date]:
@@ -570,6 +584,44 @@ def _result(
                       for name, found in moved.items() if found},
         "recommendation": recommend(
             weights, plan, rows, queues, lambda *compared: other_customers(measured, *compared), settings.membership, settings.rank_by),
+    }
+
+
+def against_table(plan: Plan, table: Sequence[Measured], model: Sequence[Measured], sizes: Sequence[int]) -> dict[str, Any]:
+    """What a model's chances are worth beside the table's on the same dates: lists of each size, AUC and ECE, each with the difference.
+
+    `beats_table` is True only where a list as long as the rules' covers more, by more than both 95 % intervals, over other dates and over
+    other customers, on dates that span a year with their labels: what every other advice asks for. `worse` is the same the other way.
+    """
+    weights = resampled(len(table), plan.block, plan.seed)
+    rows, others = [each.row for each in table], [each.row for each in model]
+    both = [replace(one, by_part={**one.by_part, (*LISTS[1], "whole"): other.by_part[*LISTS[0], "whole"]})
+            for one, other in zip(table, model, strict=True)]
+
+    def compared(values: Array, of_model: Array) -> dict[str, Any]:
+        return {"table": interval(weights, values), "model": interval(weights, of_model), "ahead": ahead(weights, of_model, values)}
+
+    lists = [
+        {"size": size, "customers": float(size or np.mean([row["rule_size"] for row in rows])),
+         **compared(*(np.array([each.covered["at_stake"][place] for each in measured]) for measured in (table, model)))}
+        for place, size in enumerate((None, *sizes))
+    ]
+    gap = {**lists[0]["ahead"], **other_customers(both, LISTS[1], LISTS[0], "whole")}
+    span = (rows[-1]["date"] - rows[0]["date"]).days + FOLLOWED
+    enough = weights is not None and span >= ENOUGH_DAYS
+    sure = enough and _is_sure(gap)
+    return {
+        "sizes": lists, "against_table": gap, "enough_history": enough,
+        "beats_table": sure and gap["better"] >= SURE, "worse": sure and gap["better"] < SURE,
+        "auc": compared(_column(rows, "auc_p"), _column(others, "auc_p")),
+        "ece_per_date": compared(_column(rows, "ece"), _column(others, "ece")),
+        "calibration": {"table": _calibration(weights, list(table)), "model": _calibration(weights, list(model))},
+        "by_date": [
+            {"date": row["date"], **{f"{name}_{of}": each[column] for name, column in (
+                ("covered", "covered_at_stake"), ("auc", "auc_p"), ("ece", "ece"), ("mean_p", "mean_p"))
+                for of, each in (("table", row), ("model", other))}}
+            for row, other in zip(rows, others, strict=True)
+        ],
     }
 
 

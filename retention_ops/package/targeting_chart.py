@@ -13,9 +13,10 @@ from retention_ops.package.chart import _FONT, _GRID, _INK, _SOFT, _text, spread
 
 STYLES = {
     "hindsight": ("#1B2430", "d", 1.2), "at_stake": ("#0072B2", "o", 2.4), "rate": ("#A0528C", "s", 1.4),
-    "revenue": ("#B87800", "^", 1.4), "rule": ("#C44E00", "v", 1.8), "random": ("#6B7480", None, 1.2),
+    "revenue": ("#B87800", "^", 1.4), "rule": ("#C44E00", "v", 1.8), "random": ("#6B7480", None, 1.2), "model": ("#2E7D4F", "P", 1.6),
 }
 """colour, mark and width"""
+MODEL = "learned model"
 WITH, WITHOUT = "#0072B2", "#B87800"
 """dates whose season was known, and dates whose was not"""
 
@@ -42,8 +43,13 @@ def coverage_chart(result: dict[str, Any]) -> bytes:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("customers on the list (logarithmic)", size=8.2, color=_SOFT, family=_FONT, labelpad=4)
     ends = []
+    names, drawn = dict(result["policies"]), {policy: [row["covered"][policy] for row in result["sizes"]] for policy in result["policies"]}
+    if "model" in result:
+        names["model"], drawn["model"] = MODEL, [row["model"] for row in result["model"]["sizes"]]
     for policy, (colour, mark, width) in STYLES.items():
-        told = [row["covered"][policy] for row in rows]
+        if policy not in drawn:
+            continue
+        as_rules, *told = drawn[policy]
         mean = 100 * np.array([each["mean"] for each in told])
         # the rules' list ends; whoever has time for more has nobody to call
         upto = x < own["customers"] if policy == "rule" else np.ones(len(x), dtype=bool)
@@ -51,12 +57,12 @@ def coverage_chart(result: dict[str, Any]) -> bytes:
                   dashes=(3, 1.6) if policy in ("hindsight", "random") else (None, None))
         if policy == "rule":
             axes.plot(x, mean, color=colour, linewidth=1, dashes=(1, 1.6), zorder=3)
-        axes.plot([own["customers"]], [100 * own["covered"][policy]["mean"]], marker="o", markersize=7, color="none",
+        axes.plot([own["customers"]], [100 * as_rules["mean"]], marker="o", markersize=7, color="none",
                   markeredgecolor=colour, markeredgewidth=1.3, zorder=5)
         if told[0]["low"] is not None:
             low, high = (100 * np.array([each[side] for each in told]) for side in ("low", "high"))
             axes.fill_between(x[upto], low[upto], high[upto], color=colour, alpha=0.13, linewidth=0, zorder=2)
-        ends.append(((mean[-1] + 2) / 106, f"{result['policies'][policy]}: {mean[-1]:.0f} %", colour))
+        ends.append(((mean[-1] + 2) / 106, f"{names[policy]}: {mean[-1]:.0f} %", colour))
     _names(axes, ends)
     note = f"Bands: 95 %, dates resampled in blocks of {dates['block']}." if result["resamples"] else "Too few dates for intervals."
     _text(figure, 0.02, 0.025, f"{note}  Rings: as long as the rules' lists.  Covering is no lift: whether contact helps only a holdout "

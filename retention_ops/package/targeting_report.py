@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from retention_ops.detect.targeting import CUSTOMER_PARTS
@@ -91,13 +91,62 @@ def cause(row: dict[str, Any]) -> str:
                     else ": season and level moved on since")
 
 
+def model_table(result: dict[str, Any], intervals: bool = True) -> Table:
+    """A learned model beside the table of return_rates, on the same dates."""
+    model = result["model"]
+    rows = []
+    for row in model["sizes"]:
+        name = f"{row['customers']:,.0f} customers" if row["size"] else f"as long as the rules' ({row['customers']:,.0f})"
+        rows.append([name, *(_share(row[of], intervals) for of in ("table", "model")), _gap(row["ahead"], points)])
+    for name, label in (("auc", "AUC"), ("ece_per_date", "ECE, mean of the dates' own")):
+        row = model[name]
+        rows.append([label, *(_auc(row[of], intervals) for of in ("table", "model")), _gap(row["ahead"], signed)])
+    known = model["calibration"]
+    for name, label in (("all", "all dates"), ("with_season", "season known"), ("without_season", "season unknown")):
+        if known["table"][name]:
+            table, learned = (known[of][name]["ece"] for of in ("table", "model"))
+            rows.append([f"ECE, {label} ({known['table'][name]['dates']})", decimals(table), decimals(learned), signed(learned - table)])
+    return "A learned model beside the table: lists by spend at stake", ["", "table", "model", "model - table (points, AUC, ECE)"], rows
+
+
+def model_dates_table(result: dict[str, Any]) -> Table:
+    rows = []
+    for row in result["model"]["by_date"]:
+        rows.append([str(row["date"]), *(percent(row[f"covered_{of}"]) for of in ("table", "model")),
+                     *(decimals(row[f"{name}_{of}"]) for name in ("auc", "ece") for of in ("table", "model"))])
+    return "Table and model on every date", ["D", "table covers", "model covers", "AUC table", "AUC model", "ECE table", "ECE model"], rows
+
+
+def model_verdict(model: dict[str, Any]) -> str:
+    """Whether the model beats the table by more than its interval, in a sentence."""
+    told = model["against_table"]
+    gap = "as much"
+    if told["mean"]:
+        gap = f"{points(abs(told['mean']))} points of lost spend {'more' if told['mean'] > 0 else 'less'} than by the table"
+    if told["low"] is not None:
+        gap += f" ({points(told['low'])} to {points(told['high'])} over dates"
+        if told["customers_low"] is not None:
+            gap += f", {points(told['customers_low'])} to {points(told['customers_high'])} over customers"
+        gap += ")"
+    said = f"Lists by the learned model cover {gap}: "
+    if not model["enough_history"]:
+        return said + "too short to judge."
+    if model["beats_table"]:
+        return said + "it beats the table by more than both intervals. The queue takes its chances from the table all the same."
+    return said + ("the table is better by more than both intervals." if model["worse"] else "chance explains it; keep the table.")
+
+
 def tables(result: dict[str, Any]) -> Iterator[Table]:
     yield coverage_table(result)
     yield queues_table(result)
     yield ranks_table(result)
+    if "model" in result:
+        yield model_table(result)
     yield status_table(result)
     yield stability_table(result)
     yield dates_table(result)
+    if "model" in result:
+        yield model_dates_table(result)
 
 
 def verdict(result: dict[str, Any]) -> list[str]:
@@ -132,6 +181,8 @@ def verdict(result: dict[str, Any]) -> list[str]:
                        f"{points(known['without_season']['ece'])}." if known["without_season"] else "."))
     else:
         said.append(f"It is off by {points(known['all']['ece'])} points (ECE); no date has the year before it that tells the season.")
+    if "model" in result:
+        said.append(model_verdict(result["model"]))
     if day := result["stability"].get("day"):
         said.append(f"From day to day {percent(day['at_stake']['all'])} of the at_stake list stay on it, of the rules' "
                     f"{percent(day['rule']['all'])}.")
@@ -194,7 +245,9 @@ def markdown(result: dict[str, Any], command: str) -> str:
         if result["resamples"] else f"- No intervals: there are fewer dates than two blocks of {block}, whose following days overlap.",
         "- ECE: bins of about as many customers each (10), |share that stayed away - mean p|, mean by customers. AUC: ties half.",
         "- *season known*: return_rates had the year before D that season_odds and level_odds need.",
-        "- Stability: on days of every weekday; *without an order*: of those who ordered nothing in between.", "",
+        "- Stability: on days of every weekday; *without an order*: of those who ordered nothing in between.",
+        *(["- *model*: gradient boosting learned anew for each date from days whose 90 days were over on it, calibrated on the newest",
+           "  of them; how many stay away on the whole is the table's."] if "model" in result else []), "",
     ]
     for title, columns, rows in tables(result):
         lines += [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns),
@@ -215,6 +268,17 @@ def _between(told: dict[str, Any]) -> str:
 def _auc(told: dict[str, Any], intervals: bool) -> str:
     between = f" ({decimals(told['low'])}-{decimals(told['high'])})" if intervals and told["low"] is not None else ""
     return decimals(told["mean"]) + between
+
+
+def signed(difference: float) -> str:
+    """A difference of two AUC or ECE."""
+    return f"{'-' if difference < 0 else '+'}{decimals(abs(difference))}"
+
+
+def _gap(told: dict[str, Any], number: Callable[[float], str]) -> str:
+    """A difference with its interval over dates."""
+    between = f" ({number(told['low'])} to {number(told['high'])})" if told["low"] is not None else ""
+    return number(told["mean"]) + between
 
 
 def _almost(share: float) -> str:
