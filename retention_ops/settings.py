@@ -131,6 +131,10 @@ class Settings(BaseSettings):
     membership: Literal["rules", "at_stake"] = Field(
         "rules", description="who is in the queue: whom the rules name, or the highest spend_at_stake (tiers then follow the status)",
     )
+    return_model: Literal["table", "learned"] = Field(
+        "table",
+        description="p_no_return_90d from return_rates, or learned (extra models) where `backtest targeting --model` found that better",
+    )
     at_stake_size: int = Field(0, description="customers in the queue with membership=at_stake; 0: as many as the rules name", ge=0)
 
     # response
@@ -233,6 +237,8 @@ class Settings(BaseSettings):
         missing = [name for name in ("project", "dataset", "location") if not getattr(self, f"bigquery_{name}")]
         if self.warehouse == "bigquery" and missing:
             raise ValueError("warehouse=bigquery needs " + ", ".join(f"RETENTION_OPS_BIGQUERY_{name.upper()}" for name in missing))
+        if self.warehouse == "bigquery" and self.return_model == "learned":
+            raise ValueError("return_model=learned needs warehouse=lake: the model is fitted on this machine, over its files")
         if self.warning_pct >= self.critical_pct:
             raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
         if self.shortfall_warning >= self.shortfall_critical:
@@ -309,6 +315,10 @@ class Settings(BaseSettings):
             from retention_ops.detect.closures import identity, planned_closures
 
             rules |= identity(self, planned_closures(self) if closures is None else closures)
+        if self.return_model == "learned":
+            from retention_ops.detect.verdict import learned_identity
+
+            rules |= learned_identity(self)
         text = json.dumps(rules, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

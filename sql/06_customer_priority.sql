@@ -5,7 +5,8 @@
 -- So with @membership 'rules'. With 'at_stake' the list is instead whoever has most at stake: of all customers silent for at most twice
 -- @at_risk_days those with the highest spend_at_stake, @at_stake_size of them (0: as many as the rules would list that day), and the
 -- tier follows the status alone. On days on which return_rates has nothing to learn from yet the rules hold.
--- spend_at_stake is what a customer usually spends in 90 days x the share of customers like this one who stay away for 90 days.
+-- spend_at_stake is what a customer usually spends in 90 days x the share of customers like this one who stay away for 90 days:
+-- return_rates says it, or learned_chances where the shop uses a learned model (retention_ops/detect/learned.py); most shops have none.
 -- A range of days is asked only about customers who can be on the list: fast/priority_intervals.sql says when that is.
 WITH medians AS (
   -- asked for by few shops, and the one thing here that needs every customer
@@ -81,9 +82,10 @@ in_cells AS (
 chances AS (
   SELECT
     in_cells.*,
-    return_rates.p_no_return_90d,
-    -- it has 6 decimals
-    CAST(ROUND(1000000 * return_rates.p_no_return_90d) AS INT64) AS stay_away_millionths,
+    learned_chances.customer_id IS NOT NULL AS is_learned,
+    COALESCE(learned_chances.p_no_return_90d, return_rates.p_no_return_90d) AS p_no_return_90d,
+    -- both have 6 decimals
+    CAST(ROUND(1000000 * COALESCE(learned_chances.p_no_return_90d, return_rates.p_no_return_90d)) AS INT64) AS stay_away_millionths,
     -- half up in whole cents: (2 * 90 * sum + n) / 2n, cut off
     DIV((180 * total_revenue_cents + customer_for_days), (2 * customer_for_days)) AS usual_spend_cents
   FROM in_cells
@@ -92,6 +94,9 @@ chances AS (
     AND return_rates.visits = in_cells.visits
     AND return_rates.recency = in_cells.recency
     AND return_rates.lateness = in_cells.lateness
+  LEFT JOIN learned_chances
+    ON learned_chances.as_of_date = in_cells.as_of_date
+    AND learned_chances.customer_id = in_cells.customer_id
 ),
 stakes AS (
   SELECT
@@ -185,9 +190,13 @@ reasons AS (
     CASE
       WHEN spend_at_stake_cents IS NOT NULL
         THEN CONCAT(stay_away,
-                    -- one shopping day gives no rhythm to be late by
-                    CASE WHEN gaps = 0 THEN ' one-time customers silent this long' ELSE ' customers this late' END,
-                    ' stayed away; usually spends ',
+                    CASE
+                      WHEN is_learned THEN ' like this one will stay away, says the learned model'
+                      -- one shopping day gives no rhythm to be late by
+                      WHEN gaps = 0 THEN ' one-time customers silent this long stayed away'
+                      ELSE ' customers this late stayed away'
+                    END,
+                    '; usually spends ',
                     CAST(DIV((usual_spend_cents + 50), 100) AS STRING), ' a quarter: ',
                     CAST(DIV((spend_at_stake_cents + 50), 100) AS STRING), ' at stake')
     END AS at_stake_reason

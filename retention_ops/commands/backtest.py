@@ -84,9 +84,9 @@ def targeting(
     """Whom the queue would have reached on past dates, of those whose spend was then lost; compares lists, says what to set.
 
     Lists as the rules make them, by revenue, usual spend, spend at stake and hindsight; how true p_no_return_90d is; how steady the lists
-    are. Nothing is sent or changed.
+    are. Nothing is sent. With --model the verdict is kept: return_model=learned is obeyed only where it was found better.
     """
-    from retention_ops.detect import learned
+    from retention_ops.detect import learned, verdict
     from retention_ops.detect import targeting as measuring
 
     settings = shared.settings()
@@ -97,6 +97,8 @@ def targeting(
         plan = measuring.planned(space.orders, first=first, last=last, every=every, sizes=_sizes(sizes), seed=seed)
         result = {**measuring.targeting(space, plan, step, learned.ReturnModel(space) if model else None), "seconds": 0.0}
     result["seconds"] = round(time.monotonic() - began, 1)
+    if model:
+        verdict.record(settings, result)
     folder = out or settings.home / "backtests" / f"targeting_{plan.dates[0]}_{plan.dates[-1]}"
     words = f"backtest targeting --from {plan.dates[0]} --to {plan.dates[-1]} --every {every} --seed {seed}"
     words += f" --sizes {','.join(str(row['size']) for row in result['sizes'] if row['size'])}"

@@ -83,6 +83,7 @@ def _installation(settings: Settings) -> Iterator[Any]:
     yield from _people(settings)
     yield from _secrets_in_env_file()
     yield _lists(settings)
+    yield _chances(settings)
     yield _calendar(settings)
     yield _clock(settings)
 
@@ -158,6 +159,16 @@ def _daemon(settings: Settings) -> Any:
         return _finding("daemon", True, f"`retention-ops ui` runs here: {when} are on")
     return _finding("daemon", None, f"not seen on this machine: {when} wait for it",
                     "keep `retention-ops ui` running, or call `run` and `actions work` from your own scheduler")
+
+
+def _chances(settings: Settings) -> Any:
+    """Whether the queue's chances come from the table or from the learned model, and why."""
+    from retention_ops.detect.verdict import state
+
+    ok, sentence = state(settings)
+    cure = "pip install 'retention-ops[models]', or set RETENTION_OPS_RETURN_MODEL=table" if ok is False else \
+        "`retention-ops backtest targeting --model`, or set RETENTION_OPS_RETURN_MODEL=table"
+    return _finding("chances", ok, sentence, cure)
 
 
 def _people(settings: Settings) -> Iterator[Any]:

@@ -16,9 +16,10 @@ import duckdb
 import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay, calendar, planned_closures
+from retention_ops.detect.verdict import verdict_in_use
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.settings import Settings
-from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, RELATIONS, TABLES
+from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, LEARNED_CHANCES, RELATIONS, TABLES
 from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
@@ -58,6 +59,7 @@ class Workspace:
         self.customers = lake.customers()
         # read once: the rows and what they are said to be made from must agree
         self.closures = planned_closures(self.settings)
+        self.learned = verdict_in_use(self.settings)
         self._rules_sha256 = self.settings.rules_sha256(self.closures)
         self._built: dict[str, tuple] = {}
 
@@ -84,8 +86,9 @@ class Workspace:
         if self.customers:
             self._show("customers", self.customers.version)
         else:
-            self._replace("VIEW", "customers", no_rows(TABLES["customers"]))
-        self._replace("VIEW", "closed_days", no_rows(CLOSED_DAYS))
+            self.replace("VIEW", "customers", no_rows(TABLES["customers"]))
+        self.replace("VIEW", "closed_days", no_rows(CLOSED_DAYS))
+        self.replace("VIEW", "learned_chances", no_rows(LEARNED_CHANCES))
 
     def _has_customer_days(self) -> bool:
         """Shows them; False where they are not derived yet, damaged, or have the columns of an older version of this code."""
@@ -97,18 +100,18 @@ class Workspace:
 
     def _show(self, table: str, part: date | str) -> None:
         """Makes one file of the lake readable under its table's name."""
-        self._replace("VIEW", table, f"SELECT * FROM {parquet_scan(self.lake.path(table, part))}")
+        self.replace("VIEW", table, f"SELECT * FROM {parquet_scan(self.lake.path(table, part))}")
 
     def run(self, rule: Query, **dates: date) -> None:
         """Computes a rule into a temp table of its table's name; `dates` are its parameters that no setting gives."""
-        self._replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, dates))
+        self.replace("TABLE", rule.table, rule.unordered_sql, self.parameters(rule, dates))
 
     def parameters(self, rule: Query, dates: dict[str, date]) -> dict[str, Any]:
         """The values of a rule's named parameters."""
         known = {**self.settings.rule_parameters(), "complete_through": self.orders.complete_through, **dates}
         return {name: known[name] for name in sorted(rule.parameters)}
 
-    def _replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
+    def replace(self, kind: Literal["TABLE", "VIEW"], name: str, select: str, values: dict[str, object] | None = None) -> None:
         """Creates a temp table or view in place of whichever of the two had that name."""
         # CREATE OR REPLACE replaces its own kind only, and DROP ... IF EXISTS fails where the name is of the other kind
         other = "VIEW" if kind == "TABLE" else "TABLE"
@@ -172,7 +175,7 @@ class Workspace:
         """Makes `calendar_days` readable."""
         rows = ", ".join(f"(DATE '{day.day}', {literal(day.reason)}, {day.kind == 'planned closure'})" for day in days)
         columns = ", ".join(CALENDAR_DAYS.column_names)
-        self._replace("VIEW", "calendar_days", f"SELECT * FROM (VALUES {rows}) AS given({columns})" if days else no_rows(CALENDAR_DAYS))
+        self.replace("VIEW", "calendar_days", f"SELECT * FROM (VALUES {rows}) AS given({columns})" if days else no_rows(CALENDAR_DAYS))
 
     def build_intervals(self, first: date, last: date) -> None:
         """Finds when each customer is in a tier between two dates, unless a range that covers them is at hand."""
@@ -188,6 +191,14 @@ class Workspace:
         known = self._built.get("return_rates")
         if not (known and known[0] <= first and last <= known[-1]):
             self.build_range("return_rates", first, last)
+            self.build_chances(first, last)
+
+    def build_chances(self, first: date, last: date) -> None:
+        """Asks the learned model about each day, where it is in use. Raises UsageError where scikit-learn is missing then."""
+        if self.learned:
+            from retention_ops.detect.learned import ReturnModel  # scikit-learn, for those who chose it
+
+            ReturnModel(self).fill_chances(first, last)
 
     def queue_batches(self, days: list[date]) -> Iterator[list[date]]:
         """Cuts consecutive `days` so that build_range("customer_priority") of a batch has at most some BATCH_ROWS rows."""

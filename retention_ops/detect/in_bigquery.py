@@ -65,6 +65,7 @@ class BigQueryWorkspace(Workspace):
         else:
             self.connection.show_nothing("customers")
         self.connection.show_nothing("closed_days")
+        self.connection.show_nothing("learned_chances")
 
     def _show(self, table: str, part: date | str) -> None:
         self.connection.show_part(table, part)

@@ -165,7 +165,7 @@ class InjectedOrders(Workspace):
               WINDOW so_far AS (PARTITION BY kept.customer_id ORDER BY kept.order_date)
             )
             SELECT *, LEAD(order_date) OVER (PARTITION BY customer_id ORDER BY order_date) AS next_order_date FROM visits""")
-        self._replace("VIEW", "customer_days", f"""
+        self.replace("VIEW", "customer_days", f"""
             SELECT {DAY_COLUMNS} FROM real_days WHERE next_order_date < {start}
             UNION ALL BY NAME FROM changed_days""")
         rows = self.connection.execute("SELECT order_date, SUM(orders) FROM kept_orders GROUP BY 1").fetchall()

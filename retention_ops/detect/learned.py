@@ -1,4 +1,5 @@
-"""A learned p_no_return_90d, for `backtest targeting --model`: gradient boosting in place of the cells of return_rates.
+"""A learned p_no_return_90d: gradient boosting in place of the cells of return_rates, for `backtest targeting --model`, and for the queue
+where that found it better (detect/verdict.py).
 
 Walk-forward: for a date D it learns only from days L with L + 90 <= D, of each from the orders up to L, and from what was known by D of
 the 90 days after. What it tells is calibrated in two steps. The slope (Platt 1999) is fitted on the newest learning days by a model that
@@ -17,9 +18,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from retention_ops.detect.targeting import CUSTOMER_PARTS, FOLLOWED, Array, Candidates, TargetingOrders
+from retention_ops.detect.compute import Workspace
+from retention_ops.detect.targeting import CUSTOMER_PARTS, FOLLOWED, Array, Candidates
 from retention_ops.errors import UsageError
+from retention_ops.warehouse.catalog import LEARNED_CHANCES
+from retention_ops.warehouse.dialect import no_rows
+from retention_ops.warehouse.render import fast_query
 
 LEARNING_DAYS, APART = 13, 28
 """days L learned from, and days between two of them: D-90 and back for most of a year"""
@@ -67,7 +73,8 @@ def require() -> None:
     try:
         import sklearn.ensemble  # noqa: F401
     except ImportError as error:
-        raise UsageError("--model needs scikit-learn, which the plain install leaves out: pip install 'retention-ops[models]'") from error
+        raise UsageError(
+            "the learned model needs scikit-learn, which the plain install leaves out: pip install 'retention-ops[models]'") from error
 
 
 def learning_days(first_order: date, day: date) -> list[date]:
@@ -82,7 +89,8 @@ class ReturnModel:
     The same orders give the same p to the last of 6 decimals, whatever the number of threads. Raises UsageError without scikit-learn.
     """
 
-    def __init__(self, space: TargetingOrders):
+    def __init__(self, space: Workspace):
+        require()
         self._space = space
         self._first = space.orders.first_date
         self._silent_for = 2 * space.settings.at_risk_limit
@@ -104,14 +112,45 @@ class ReturnModel:
 
     def __call__(self, found: Candidates) -> Candidates:
         """`found` itself where the days before it teach nothing: all stayed away, or all came back, or there are too few."""
-        days = learning_days(self._first, found.day)
-        rows, stayed, of_day = self.learned_from(days)
-        boosted = _boosted(rows, stayed)
-        if boosted is None:
+        p = self.chances(found.day)
+        if p is None:
             return found
-        ranks = slope_of(rows, stayed, of_day) * boosted.ranks(self.features([found.day])[0])
-        p = np.round(at_level(ranks, float(found.p.mean())), 6)
         return replace(found, p=p, stake=(found.usual * np.round(1e6 * p).astype(np.int64) + 500_000) // 1_000_000)
+
+    def chances(self, day: date) -> Array | None:
+        """p_no_return_90d, 6 decimals, of everybody silent for not too long on `day`, in order of customer_id; None as above."""
+        told = self._told_by_table(day)
+        rows, stayed, of_day = self.learned_from(learning_days(self._first, day))
+        boosted = _boosted(rows, stayed)
+        if boosted is None or told is None:
+            return None
+        return np.round(at_level(slope_of(rows, stayed, of_day) * boosted.ranks(self.features([day])[0]), told), 6)
+
+    def fill_chances(self, first: date, last: date) -> None:
+        """Makes `learned_chances` of each day from `first` to `last` readable; no rows of a day without a model."""
+        found = []
+        for day in (first + timedelta(step) for step in range((last - first).days + 1)):
+            p = self.chances(day)
+            if p is not None:
+                ids = [who for (who,) in self._asked([day], "customer_id", "TRUE ORDER BY customer_id").fetchall()]
+                found.append(pa.table({"as_of_date": pa.array([day] * len(ids), pa.date32()), "customer_id": ids, "p_no_return_90d": p}))
+        if found:
+            self._space.connection.register("learned_rows", pa.concat_tables(found))
+            self._space.replace("TABLE", "learned_chances", "SELECT * FROM learned_rows")
+            self._space.connection.unregister("learned_rows")
+        else:
+            self._space.replace("VIEW", "learned_chances", no_rows(LEARNED_CHANCES))
+
+    def _told_by_table(self, day: date) -> float | None:
+        """The mean that return_rates tells of these customers; they are counted into its cells as those of any other day are."""
+        space = self._space
+        space.replace("TABLE", "return_days", f"SELECT DATE '{day}' AS as_of_date, 'learn' AS purpose, DATE '{day}' AS window_date")
+        space.run(fast_query("return_windows"), from_date=day, to_date=day)
+        millionths, customers = space.connection.execute(f"""
+            SELECT SUM(return_windows.customers * CAST(ROUND(1000000 * p_no_return_90d) AS BIGINT)), SUM(return_windows.customers)
+            FROM return_windows JOIN return_rates USING (visits, recency, lateness)
+            WHERE return_rates.as_of_date = DATE '{day}'""").fetchall()[0]
+        return millionths / customers / 1_000_000 if customers else None
 
     def learned_from(self, days: Sequence[date]) -> tuple[Array, Array, Array]:
         """Features, whether they stayed away for 90 days, and place in `days`, of the customers silent for not too long on each."""

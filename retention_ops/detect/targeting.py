@@ -183,6 +183,9 @@ class TargetingOrders(Workspace):
         known = super().parameters(rule, dates)
         return {**known, **{name: value for name, value in self._chosen.items() if name in known}}
 
+    def build_chances(self, first: date, last: date) -> None:
+        """Nothing: what is measured beside a model is the table, whichever is in use."""
+
     def learn(self, days: Sequence[date]) -> None:
         """Learns return_rates of these days in one pass; until the next call only they may be asked for.
 
@@ -236,7 +239,7 @@ class TargetingOrders(Workspace):
         self._chosen = chosen
         rule = query("customer_priority")
         dates = {"reference_date": day, "from_date": day, "to_date": day}
-        self._replace("TABLE", table, f"SELECT {columns} FROM ({rule.unordered_sql})", self.parameters(rule, dates))
+        self.replace("TABLE", table, f"SELECT {columns} FROM ({rule.unordered_sql})", self.parameters(rule, dates))
         self._chosen = {}
 
 
@@ -557,7 +560,7 @@ def _result(
         "dates": {"from": rows[0]["date"], "to": rows[-1]["date"], "count": len(rows), "every": plan.every, "left_out": left_out,
                   "with_season": sum(_corrected(row) for row in rows), "block": plan.block},
         "seed": plan.seed, "resamples": RESAMPLES if weights is not None else 0, "followed_days": FOLLOWED,
-        "settings": {name: getattr(settings, name) for name in ("rank_by", "membership", "at_stake_size", "profile")},
+        "settings": {name: getattr(settings, name) for name in ("rank_by", "membership", "at_stake_size", "return_model", "profile")},
         "candidate_days": 2 * settings.at_risk_limit,
         "candidates": float(np.mean([row["candidates"] for row in rows])),
         "rule_size": float(np.mean([row["rule_size"] for row in rows])),

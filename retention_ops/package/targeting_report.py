@@ -132,7 +132,7 @@ def model_verdict(model: dict[str, Any]) -> str:
     if not model["enough_history"]:
         return said + "too short to judge."
     if model["beats_table"]:
-        return said + "it beats the table by more than both intervals. The queue takes its chances from the table all the same."
+        return said + "it beats the table by more than both intervals, so return_model=learned is obeyed from now on."
     return said + ("the table is better by more than both intervals." if model["worse"] else "chance explains it; keep the table.")
 
 
@@ -209,7 +209,10 @@ def env_lines(result: dict[str, Any]) -> list[str]:
     advice, now = result["recommendation"], result["settings"]
     if not advice["enough_history"]:
         return []
-    return [f"RETENTION_OPS_{name.upper()}={advice[name]}" for name in ("membership", "rank_by") if advice[name] != now[name]]
+    if "model" in result:
+        advice = {**advice, "return_model": "learned" if result["model"]["beats_table"] else "table"}
+    names = ("membership", "rank_by", "return_model")
+    return [f"RETENTION_OPS_{name.upper()}={advice[name]}" for name in names if name in advice and advice[name] != now[name]]
 
 
 def markdown(result: dict[str, Any], command: str) -> str:

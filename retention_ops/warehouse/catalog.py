@@ -321,6 +321,14 @@ RETURN_RATES = Table(
         _c("p_no_return_90d", "FLOAT64", "Share that stays away for 90 days, with season_odds x level_odds; 6 decimals"),
     ))
 
+LEARNED_CHANCES = Table(
+    "learned_chances", "What the learned model tells of customers silent for at most 2 x at_risk_days, where it is in use; never stored.",
+    "whole", ("as_of_date", "customer_id"), (
+        _AS_OF,
+        _CUSTOMER,
+        _c("p_no_return_90d", "FLOAT64", "Chance of no order from D+1 to D+90; 6 decimals"),
+    ))
+
 DUE_CUSTOMERS = Table(
     "due_customers", "Who was due back in a window by their own rhythm, and who of them came; never stored.", "whole", ("customer_id",), (
         _CUSTOMER,
@@ -349,7 +357,7 @@ SHORTFALL_SLICES = Table(
 
 _BETWEEN = (
     PRIORITY_INTERVALS, CALENDAR_DAYS, CLOSED_DAYS, DUE_DAILY, RETURN_EXPECTATIONS, RETURNING_CUSTOMERS, DUE_CUSTOMERS, SHORTFALL_SLICES,
-    RETURN_DAYS, RETURN_WINDOWS, RETURN_RATES,
+    RETURN_DAYS, RETURN_WINDOWS, RETURN_RATES, LEARNED_CHANCES,
 )
 RELATIONS = {**TABLES, **{table.name: table for table in _BETWEEN}}
 """everything a rule may yield or read"""

@@ -53,7 +53,7 @@ CLOSURES = Path(__file__).resolve().parents[2] / "docs" / "online_retail_closure
 
 def close(space: Workspace, days: list[date]) -> None:
     rows = ", ".join(f"(DATE '{day}', 'holiday')" for day in days)
-    space._replace("VIEW", "closed_days", f"SELECT * FROM (VALUES {rows}) AS t(closed_date, reason)")
+    space.replace("VIEW", "closed_days", f"SELECT * FROM (VALUES {rows}) AS t(closed_date, reason)")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import json
 import math
 import sys
 from datetime import date, timedelta
+from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,10 +20,11 @@ import pandas as pd
 import pytest
 
 from retention_ops.cli import main
-from retention_ops.detect import learned, targeting
+from retention_ops.detect import learned, targeting, verdict
+from retention_ops.detect.compute import table_for, workspace
 from retention_ops.detect.learned import FEATURES, ReturnModel, at_level, learning_days, platt
 from retention_ops.detect.targeting import Candidates, Measured, Plan, planned, targeting_orders
-from retention_ops.errors import UsageError
+from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.package.targeting_chart import coverage_chart
 from retention_ops.package.targeting_report import markdown, model_verdict
 from retention_ops.settings import Settings
@@ -312,8 +315,100 @@ def test_the_command(lake, tmp_path, monkeypatch, capsys, boosting):
     assert [row["size"] for row in told["model"]["sizes"]] == [None, 5, 20]
     command = (tmp_path / "report.md").read_text().split("`")[1].split()[1:]
     assert command[-1] == "--model"
+    kept = json.loads((lake.settings.home / verdict.FILE).read_text())
+    assert (kept["beats_table"], kept["orders_version"]) == (told["model"]["beats_table"], told["orders"]["version"])
     code, said = run(monkeypatch, capsys, "--home", lake.settings.home, *command, "--json")
     assert code == 0 and {**json.loads(said), "seconds": 0} == {**told, "seconds": 0}, "the command in the report makes the report"
+
+
+# -- the queue -------------------------------------------------------------------------------------------------------------
+
+
+def judged(home: Path, beats: bool, enough: bool = True) -> None:
+    verdict.record(Settings(_env_file=None, home=home), {
+        "model": {"beats_table": beats, "enough_history": enough, "against_table": {"mean": 0.009, "low": 0.007, "high": 0.012}},
+        "dates": {"count": 24, "from": "2024-06-01", "to": "2025-04-01"},
+        "orders": {"version": "000001", "complete_through": "2025-06-30"},
+    })
+
+
+@pytest.fixture
+def shops(orders: pd.DataFrame, tmp_path: Path) -> tuple[Lake, Lake]:
+    """The same orders with the table and with return_model=learned; no backtest yet."""
+    return (lake_with(orders, tmp_path / "table", END, duckdb_threads=1),
+            lake_with(orders, tmp_path / "learned", END, duckdb_threads=1, return_model="learned"))
+
+
+def queue(lake: Lake, first: date, last: date) -> pd.DataFrame:
+    with workspace(lake) as space:
+        space.build_range("customer_priority", first, last)
+        return space.rows("customer_priority", "run_date, customer_id").drop(columns="created_at")
+
+
+def test_without_a_verdict_for_it_the_queue_is_the_tables(shops):
+    table, learned = shops
+    plain = table_for(table, "customer_priority", D).drop(columns="created_at")
+    for judge in (lambda: None, lambda: judged(learned.settings.home, False), lambda: judged(learned.settings.home, False, False)):
+        judge()
+        assert table_for(learned, "customer_priority", D).drop(columns="created_at").equals(plain)
+        assert learned.settings.rules_sha256() == table.settings.rules_sha256(), "no stored date is of other rules"
+        assert verdict.state(learned.settings)[0] is None
+    judged(table.settings.home, True)
+    assert table_for(table, "customer_priority", D).drop(columns="created_at").equals(plain), "nobody asked for it"
+
+
+def test_the_queue_uses_it_where_a_backtest_found_it_better(shops, boosting):
+    table, learned = shops
+    judged(learned.settings.home, True)
+    assert learned.settings.rules_sha256() != table.settings.rules_sha256()
+    days = [D - timedelta(1), D]
+    by_table, by_model = queue(table, *days), queue(learned, *days)
+    assert list(by_model["customer_id"]) == list(by_table["customer_id"]), "who is listed is for the rules to say"
+    with targeting_orders(table) as space:
+        model, expected = ReturnModel(space), {}
+        for day in days:
+            found = space.candidates(day, ids=True)
+            expected |= {(day, who): p for who, p in zip(found.customer_id, model.chances(day), strict=True)}
+    for row in by_model.itertuples():
+        p = expected[row.run_date.date(), row.customer_id]
+        stake = (Fraction(str(row.usual_spend_90d)) * Fraction(f"{p:.6f}")).limit_denominator(10**12)
+        assert row.p_no_return_90d == p and row.spend_at_stake == float(Fraction(int(stake * 100 + Fraction(1, 2)), 100))
+        assert " of 10 like this one will stay away, says the learned model; usually spends " in row.at_stake_reason
+    assert (by_model["p_no_return_90d"] != by_table["p_no_return_90d"]).mean() > 0.9
+    single = table_for(learned, "customer_priority", D).drop(columns="created_at").sort_values("customer_id", ignore_index=True)
+    assert single.equals(by_model[by_model["run_date"] == pd.Timestamp(D)].reset_index(drop=True)), "a range is its days"
+
+
+def test_a_past_date_rebuilt_after_newer_orders_has_the_same_chances(orders, tmp_path, boosting):
+    known = orders[[day <= D for day in orders["order_date"]]].reset_index(drop=True)
+    then, now = (lake_with(frame, tmp_path / name, duckdb_threads=1, return_model="learned")
+                 for name, frame in (("then", known), ("now", orders)))
+    for lake in (then, now):
+        judged(lake.settings.home, True)
+    one, other = (table_for(lake, "customer_priority", D).drop(columns="created_at") for lake in (then, now))
+    assert one.equals(other) and one["at_stake_reason"].str.contains("learned model").all()
+
+
+def test_doctor_says_what_the_chances_come_from(shops, monkeypatch, boosting):
+    table, learned = shops[0].settings, shops[1].settings
+    assert verdict.state(table) == (True, "p_no_return_90d from the table return_rates")
+    assert verdict.state(learned) == (None, "return_model=learned, but no backtest compared it: the table is used")
+    judged(learned.home, False, False)
+    assert verdict.state(learned)[1].endswith("did not find it better than the table, on less than a year: the table is used")
+    judged(learned.home, True)
+    assert verdict.state(learned) == (
+        True, "p_no_return_90d from the learned model: 0.9 points more of lost spend by the backtest of 24 dates to 2025-04-01")
+    monkeypatch.setattr(verdict, "sklearn_version", lambda: "")
+    assert verdict.state(learned)[0] is False
+    (learned.home / verdict.FILE).write_text("{")
+    with pytest.raises(RetentionOpsError, match="cannot be read: run `retention-ops backtest targeting --model` again"):
+        learned.rules_sha256()
+
+
+def test_bigquery_cannot_use_it():
+    with pytest.raises(ValueError, match="return_model=learned needs warehouse=lake"):
+        Settings(_env_file=None, warehouse="bigquery", bigquery_project="p", bigquery_dataset="d", bigquery_location="EU",
+                 return_model="learned")
 
 
 @pytest.mark.slow

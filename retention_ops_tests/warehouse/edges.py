@@ -260,6 +260,7 @@ class Reference:
         self._rows["closed_days"] = [(day, None) for day in closed_days]
         self._rows["calendar_days"] = [(entry.day, entry.reason, entry.kind == "planned closure") for entry in calendar]
         self._rows["returning_customers"] = self._rows["return_rates"] = []  # until they are run
+        self._rows["learned_chances"] = []
         self._rows["customers"] = [] if case.customers is None else [
             (*(oracle.plain(value) for value in row[:6]), None)
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)
