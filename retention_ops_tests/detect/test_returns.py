@@ -57,7 +57,7 @@ def test_rates_of_many_dates(home: Path, orders: pd.DataFrame, rules: dict):
             assert oracle.differences("return_rates", naive.return_rates(d, d), space.rows("return_rates")) == []
 
 
-@pytest.mark.parametrize("rules", CHOICES, ids=str)
+@pytest.mark.parametrize("rules", [*CHOICES, {"membership": "at_stake", "p1_min_revenue": "median"}], ids=str)
 def test_queues_of_many_dates(home: Path, orders: pd.DataFrame, rules: dict):
     lake = under(home, **rules)
     naive = Returns(orders, lake.settings)

@@ -159,6 +159,17 @@ def test_no_job_writes_more_partitions_than_bigquery_allows(server, warehouse):
     assert [day for batch in batches for day in batch] == days
 
 
+@pytest.mark.slow
+def test_a_queue_by_what_is_at_stake_is_the_lakes(server, tmp_path):
+    chosen = {"membership": "at_stake", "rank_by": "spend_at_stake", "min_sample": 10}
+    found = []
+    for home in (bigquery_with(server, small_shop(), tmp_path / "there", **chosen), lake_with(small_shop(), tmp_path / "here", **chosen)):
+        rows = table_for(home, "customer_priority", D).drop(columns="created_at")
+        assert set(rows["priority_tier"]) == {"P1", "P2", "P3"} and rows["spend_at_stake"].gt(0).any()
+        found.append(rows)
+    pd.testing.assert_frame_equal(*found, check_exact=True)
+
+
 def test_replies_lost_all_the_way_lose_and_double_nothing(server, warehouse, tmp_path):
     """Every fifth request that starts a job is carried out and its reply is lost."""
     server.lost_every(5, "POST .*/jobs$")
