@@ -161,7 +161,7 @@ def test_no_job_writes_more_partitions_than_bigquery_allows(server, warehouse):
 
 @pytest.mark.slow
 def test_a_queue_by_what_is_at_stake_is_the_lakes(server, tmp_path):
-    chosen = {"membership": "at_stake", "rank_by": "spend_at_stake", "min_sample": 10}
+    chosen = {"membership": "at_stake", "rank_by": "spend_at_stake", "at_stake_size": 40, "min_sample": 10}
     found = []
     for home in (bigquery_with(server, small_shop(), tmp_path / "there", **chosen), lake_with(small_shop(), tmp_path / "here", **chosen)):
         rows = table_for(home, "customer_priority", D).drop(columns="created_at")
