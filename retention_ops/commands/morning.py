@@ -1,0 +1,53 @@
+"""`retention-ops morning`: one look of the schedule, for a home whose clock is cron or a timer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from retention_ops.clock import system_clock
+from retention_ops.commands import shared
+from retention_ops.commands.runs import ask_source, run_range
+from retention_ops.commands.shared import Json, say, say_next
+
+app = typer.Typer()
+
+
+@app.command(epilog=shared.examples("morning", "morning --wait", "morning --json"))
+def morning(
+    wait: Annotated[bool, typer.Option("--wait", help="Look again every 15 minutes until data is complete or data_deadline has passed.")]
+    = False,
+    as_json: Json = False,
+) -> None:
+    """Asks the source, then computes what is owed: yesterday, whatever was missed before it, and what corrections made stale.
+
+    Run it as often as you like: what is done is not done again. While `retention-ops ui` runs, its schedule does the same by itself.
+    """
+    from retention_ops.sources.morning import ASKED_AGAIN, owed
+
+    settings = shared.settings()
+    while True:
+        ask_source(settings)
+        found, summary = owed(shared.lake(settings), system_clock), None
+        if found.due:
+            first, last = found.due[0], found.due[-1]
+            if not as_json:
+                dates = f"{first} to {last}" if last > first else f"{first}"
+                say(f"Due: {dates} ({found.missed:,} not computed yet, {found.stale:,} corrected since)")
+            summary = run_range(settings, first, last, as_json, show_json=False)
+        if not wait or not found.waits or found.late:
+            break
+        shared.err.print(escape(found.waits), soft_wrap=True)
+        time.sleep(ASKED_AGAIN.total_seconds())
+    if as_json:
+        shared.print_json({**asdict(found), "run": summary})
+    elif found.waits:
+        say(escape(f"{found.waits[0].upper()}{found.waits[1:]}."))
+        say_next(shared.command(settings, "status"))
+    elif not found.due:
+        say(f"{found.newest} is computed, and nothing before it was missed.")
+        say_next(shared.command(settings, f"explain --date {found.newest}"))

@@ -1,0 +1,50 @@
+"""The daily loop's schedule: a look every five minutes at what is owed, and a run where something is."""
+
+from collections.abc import Iterator
+from datetime import date
+
+import dagster as dg
+
+from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop
+from retention_ops.settings import Settings
+from retention_ops.sources.morning import Morning, owed
+
+PULL_JOB = "pull_orders"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def morning_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Yesterday in shop_timezone from schedule_time on, whatever was missed before it, and the source until its data is complete."""
+    hour, minute = (int(part) for part in settings.schedule_time.split(":"))
+
+    @dg.schedule(
+        name=f"{JOB}_schedule", cron_schedule=[f"{minute} {hour} * * *", "*/5 * * * *"], execution_timezone=settings.shop_timezone,
+        target=dg.AssetSelection.all(), default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Yesterday in {settings.shop_timezone} from {settings.schedule_time} on; waits for complete data until "
+                    f"{settings.data_deadline}; catches up what was missed, oldest first.",
+    )
+    def daily_loop_schedule(context: dg.ScheduleEvaluationContext, loop: dg.ResourceParam[Loop]):
+        busy = [run for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if run.job_name in (JOB, PULL_JOB)]
+        if busy:
+            return dg.SkipReason(f"run {busy[0].run_id} is not finished")
+        morning = owed(loop.lake, loop.clock)
+        found = list(_requests(morning, loop))
+        return found or dg.SkipReason(morning.waits or f"{morning.newest} is computed and nothing was missed")
+
+    return daily_loop_schedule
+
+
+def _requests(morning: Morning, loop: Loop) -> Iterator[dg.RunRequest]:
+    """What can be computed, else the source once more; what it brings is due at the next look."""
+    if morning.due:
+        yield _run(morning.due[0], morning.due[-1], f"{loop.lake.orders().version}:{morning.slot}")
+    elif morning.waits and loop.settings.bigquery_source:
+        yield dg.RunRequest(run_key=f"pull:{morning.slot}", job_name=PULL_JOB)
+
+
+def _run(first: date, last: date, look: str) -> dg.RunRequest:
+    dates = {"dagster/partition": str(first)} if first == last else {RANGE_START: str(first), RANGE_END: str(last)}
+    return dg.RunRequest(run_key=f"loop:{first}:{last}:{look}", job_name=JOB, tags={**dates, "dagster/priority": "5"})

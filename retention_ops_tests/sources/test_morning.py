@@ -1,0 +1,183 @@
+"""Which dates a morning owes: yesterday, what was missed, what was corrected; and how long it waits for data that does not come."""
+
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pytest
+
+from retention_ops.definitions import build_defs
+from retention_ops.launch import run_dates
+from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop
+from retention_ops.settings import Settings
+from retention_ops.sources import sensors
+from retention_ops.sources.ingest import ingest
+from retention_ops.sources.morning import owed
+from retention_ops.warehouse.lake import Lake
+from retention_ops_tests.execute.stage import store_alerts
+
+BERLIN = ZoneInfo("Europe/Berlin")
+FIRST, TODAY = date(2024, 3, 1), date(2024, 4, 3)
+YESTERDAY = TODAY - timedelta(1)
+
+
+class Shop:
+    """A dozen customers who come every fifth day; `sell` brings orders in through the front door."""
+
+    def __init__(self, home, **changes):
+        self.settings = Settings(_env_file=None, home=home, shop_timezone="Europe/Berlin", **changes)
+        self.now = datetime(2024, 4, 3, 6, 0, tzinfo=BERLIN)
+        home.mkdir()
+        self.lake = Lake(self.settings)
+
+    def clock(self) -> datetime:
+        return self.now.astimezone(UTC)
+
+    def sell(self, first: date, last: date, amount: int = 20, **how) -> None:
+        file = self.settings.home / "orders.csv"
+        days = [first + timedelta(step) for step in range((last - first).days + 1)]
+        rows = [f"{day}-{who},c{who},{day},{amount}" for day in days for who in range(12) if (day.toordinal() + who) % 5 == 0]
+        file.write_text("\n".join(["order_id,customer_id,order_date,order_amount", *rows]))
+        ingest([file], "orders", self.settings, clock=self.clock, **how)
+
+    def owed(self):
+        return owed(self.lake, self.clock)
+
+    def at(self, text: str):
+        self.now = datetime.fromisoformat(text).replace(tzinfo=BERLIN)
+        return self.owed()
+
+
+@pytest.fixture
+def shop(tmp_path):
+    found = Shop(tmp_path / "home")
+    found.sell(FIRST, YESTERDAY)
+    return found
+
+
+def test_from_schedule_time_on_yesterday_is_due_until_it_is_computed(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), date(2024, 4, 1))
+    early = shop.at("2024-04-03 05:59")
+    assert (early.newest, early.due, early.waits) == (date(2024, 4, 1), (), "")
+    found = shop.at("2024-04-03 06:00")
+    assert (found.newest, found.due, found.missed, found.stale, found.late, found.waits) == (YESTERDAY, (YESTERDAY,), 1, 0, False, "")
+    store_alerts(shop.lake, YESTERDAY, YESTERDAY)
+    assert shop.owed().due == ()
+
+
+def test_the_first_morning_begins_with_one_date(shop):
+    assert shop.owed().due == (YESTERDAY,), "history is for backfill"
+
+
+@pytest.mark.parametrize("days", [7, 30])
+def test_what_was_missed_is_due_oldest_first(shop, days):
+    last = YESTERDAY - timedelta(days)
+    store_alerts(shop.lake, last, last)
+    found = shop.owed()
+    assert found.due == tuple(last + timedelta(step) for step in range(1, days + 1)) and found.missed == days
+
+
+def test_data_that_is_not_in_is_waited_for_until_the_deadline_and_then_the_date_is_computed_without_it(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), YESTERDAY)
+    waiting = shop.at("2024-04-04 06:00")
+    assert (waiting.due, waiting.late) == ((), False)
+    assert waiting.waits == "orders are complete through 2024-04-02, not 2024-04-03: looked for again until 08:00, every 15 minutes"
+    late = shop.at("2024-04-04 08:00")
+    assert (late.due, late.late) == ((TODAY,), True) and "08:00 has passed: late" in late.waits
+    store_alerts(shop.lake, TODAY, TODAY)
+    assert set(shop.lake.read("alert_logic", TODAY)["gate"]) == {"data_incomplete"}
+    assert shop.at("2024-04-04 11:00").due == (), "computed once, and looked for every hour"
+    shop.sell(TODAY, TODAY)
+    came = shop.owed()
+    assert (came.due, came.missed, came.stale, came.waits) == ((TODAY,), 0, 1, "")
+    store_alerts(shop.lake, TODAY, TODAY)
+    assert "data_incomplete" not in set(shop.lake.read("alert_logic", TODAY)["gate"]) and shop.owed().due == ()
+
+
+def test_older_missed_dates_do_not_wait_for_the_newest(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), date(2024, 3, 30))
+    found = shop.at("2024-04-04 06:00")
+    assert found.due == (date(2024, 3, 31), date(2024, 4, 1), YESTERDAY) and found.waits
+
+
+def test_a_day_without_orders_is_complete_when_the_source_says_so(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), YESTERDAY)
+    shop.at("2024-04-04 08:00")
+    store_alerts(shop.lake, TODAY, TODAY)
+    shop.sell(YESTERDAY, YESTERDAY, complete_through=TODAY)
+    assert shop.owed().due == (TODAY,), "the date was held back for nothing"
+
+
+def test_corrections_are_rebuilt_as_far_back_as_rebuild_days(shop):
+    store_alerts(shop.lake, FIRST, YESTERDAY)
+    shop.sell(date(2024, 3, 12), date(2024, 3, 12), amount=30, replace=True)
+    found = shop.owed()
+    assert found.due == tuple(YESTERDAY - timedelta(6 - step) for step in range(7)) and (found.missed, found.stale) == (0, 7)
+
+
+def test_the_clocks_going_forward_and_back_lose_and_double_no_morning(tmp_path):
+    shop = Shop(tmp_path / "home", schedule_time="02:30", data_deadline="03:30")
+    shop.sell(FIRST, date(2024, 3, 30))
+    shop.now = datetime(2024, 3, 31, 1, 29, tzinfo=UTC)  # 03:29: at 02:00 it became 03:00, so 02:30 is half an hour after that
+    assert shop.owed().newest == date(2024, 3, 29)
+    shop.now += timedelta(minutes=1)
+    assert (shop.owed().newest, shop.owed().due) == (date(2024, 3, 30), (date(2024, 3, 30),))
+    autumn = datetime(2024, 10, 26, 22, 0, tzinfo=UTC)  # midnight of a day of 25 hours
+    looks = []
+    for minutes in range(0, 25 * 60, 15):
+        shop.now = autumn + timedelta(minutes=minutes)
+        looks.append(shop.owed().slot)
+    waiting = [slot for slot in looks if slot.endswith("q")]
+    assert len(waiting) == len(set(waiting)) == 8, "two hours from the first 02:30 to 03:30, a name for each quarter"
+
+
+def test_no_orders_at_all_is_nothing_to_compute(tmp_path):
+    found = Shop(tmp_path / "home").owed()
+    assert found.due == () and found.complete_through is None and found.waits.startswith("no orders came yet, not 2024-04-02")
+
+
+# -- the schedule ------------------------------------------------------------------------------------------------------
+
+
+def tick(shop, stored):
+    loop = Loop(shop.lake, shop.clock)
+    repository = build_defs(shop.settings, loop).get_repository_def()
+    schedule = repository.get_schedule_def(f"{JOB}_schedule")
+    context = dg.build_schedule_context(stored, scheduled_execution_time=shop.now, repository_def=repository, resources={"loop": loop})
+    return schedule.evaluate_tick(context)
+
+
+def test_a_week_asleep_ends_in_one_run_of_its_dates(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), date(2024, 3, 26))
+    with dg.instance_for_test() as stored:
+        (request,) = tick(shop, stored).run_requests
+        assert request.job_name == JOB and (request.tags[RANGE_START], request.tags[RANGE_END]) == ("2024-03-27", "2024-04-02")
+        assert [again.run_key for again in tick(shop, stored).run_requests] == [request.run_key], "the daemon starts one run for one key"
+        assert run_dates(Loop(shop.lake, shop.clock), date(2024, 3, 27), YESTERDAY, stored).success
+        done = tick(shop, stored)
+        assert not done.run_requests and done.skip_message == "2024-04-02 is computed and nothing was missed"
+
+
+def test_an_unfinished_run_is_not_doubled(shop):
+    with dg.instance_for_test() as stored:
+        run = stored.create_run_for_job(build_defs(shop.settings, Loop(shop.lake, shop.clock)).resolve_job_def(JOB))
+        skipped = tick(shop, stored)
+        assert not skipped.run_requests and skipped.skip_message == f"run {run.run_id} is not finished"
+
+
+def test_one_date_is_asked_for_as_its_partition_and_again_an_hour_after_it_failed(shop):
+    store_alerts(shop.lake, date(2024, 4, 1), date(2024, 4, 1))
+    with dg.instance_for_test() as stored:
+        (first,) = tick(shop, stored).run_requests
+        assert first.tags["dagster/partition"] == "2024-04-02" and sensors.RANGE_START not in first.tags
+        shop.at("2024-04-03 06:55")
+        assert [one.run_key for one in tick(shop, stored).run_requests] == [first.run_key]
+        shop.at("2024-04-03 07:00")
+        assert [one.run_key for one in tick(shop, stored).run_requests] != [first.run_key]
+
+
+def test_while_it_waits_the_schedule_says_so(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), YESTERDAY)
+    shop.at("2024-04-04 06:20")
+    with dg.instance_for_test() as stored:
+        assert "looked for again until 08:00" in tick(shop, stored).skip_message
