@@ -48,10 +48,11 @@ def backfill(
 
 def _run_range(settings: Settings, first: date, last: date, as_json: bool) -> dict[str, Any]:
     """Runs the dates, shows what came of them; exits 1 where the run failed."""
-    if settings.bigquery_source:
-        from retention_ops.sources.bigquery_table import take_in_source
+    if settings.source and shared.lake(settings).orders() is None:
+        from retention_ops.sources.pull import pull
 
-        take_in_source(shared.lake(settings))  # the first run has no dates before its orders are in
+        with shared.err.status("pulling the orders") if not as_json else shared.nothing():
+            pull(shared.lake(settings))  # the first run has no dates before its orders are in; later ones pull by themselves
     if settings.home.exists() is False or shared.lake(settings).orders() is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with shared.err.status("starting Dagster") if not as_json else shared.nothing():
