@@ -158,11 +158,11 @@ class Jobs:
         return self.call(f"reading the rows of job {job.job_id}", read)
 
     def rows_from(self, job: bigquery.QueryJob, start: int, count: int) -> list[tuple]:
-        """At most `count` of the rows a query gave, from number `start` (0 is the first)."""
+        """One page, of at most `count`, of the rows a query gave, from number `start` (0 is the first); empty after the last."""
 
         def read(retry: None, timeout: float) -> list[tuple]:
             result = job.result(retry=retry, timeout=timeout, job_retry=None, start_index=start, max_results=count)
-            return [row.values() for row in result]
+            return [row.values() for row in next(result.pages, ())]
 
         return self.call(f"reading the rows of job {job.job_id}", read)
 
