@@ -25,11 +25,13 @@ from retention_ops.commands import (
     doctor,
     incidents,
     ingest,
+    init,
     mcp,
     morning,
     preview,
     runs,
     shared,
+    source,
     status,
 )
 from retention_ops.commands.shared import err, say
@@ -40,10 +42,10 @@ app = typer.Typer(
     help="Detect slipping customers, package what to do about it, execute it once, log whether it worked.",
     epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
 )
-for commands in (ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, doctor.app, mcp.app):
+for commands in (init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, doctor.app, mcp.app):
     app.add_typer(commands)
 actions.app.add_typer(preview.app)
-for group in (backtest.app, actions.app, incidents.app, audit.app):
+for group in (source.app, backtest.app, actions.app, incidents.app, audit.app):
     app.add_typer(group)
 STORAGE = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "yaml")
 """whose errors mean damaged or unreachable storage rather than a bug"""

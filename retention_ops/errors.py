@@ -27,6 +27,10 @@ class InputRefused(RetentionOpsError):
     """A file was refused whole; nothing was written."""
 
 
+class SourceError(RetentionOpsError):
+    """The source of the orders cannot be reached, or it refused the SELECT; nothing was written."""
+
+
 class NoOrders(RetentionOpsError):
     """Nothing was ingested yet, so there is nothing to compute."""
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -53,10 +55,6 @@ class Settings(BaseSettings):
     bigquery_project: str = Field("", description="project that runs the jobs and holds the dataset")
     bigquery_dataset: str = Field("", description="our dataset, created where missing; nothing else is ever written", pattern=r"^\w*$")
     bigquery_location: str = Field("", description="its location, e.g. EU or europe-west1")
-    bigquery_source: str = Field(
-        "", description="project.dataset.table or view with the columns of preset orders; read, never written, at each run",
-        pattern=r"^$|^[^.\s`]+\.[^.\s`]+\.[^.\s`]+$",
-    )
     maximum_bytes_billed: int = Field(
         100_000_000_000, description="a query that would bill more bytes fails before it costs anything", ge=10_485_760,
     )
@@ -83,6 +81,26 @@ class Settings(BaseSettings):
     )
     closures_file: Path | None = Field(None, description="csv from,to,reason: planned closures, both dates included; to empty: one day")
     max_order_amount: int = Field(10_000_000, description="an order above this many currency units is refused", gt=0)
+
+    # where the orders come from, each morning
+    source: Literal["", "postgres", "files", "bigquery"] = Field(
+        "", description="where source_sql runs: postgres (needs RETENTION_OPS_SOURCE_URL), files, bigquery; empty: orders come by `ingest`",
+    )
+    source_sql: Path = Field(Path("sql/sources/orders.sql"), description="your SELECT of orders; `retention-ops init` writes an example")
+    source_path: str = Field(
+        "", description="source=files: folder or pattern of csv or parquet files, e.g. exports/*.csv, s3://bucket/orders, gs://bucket/orders",
+    )
+    completed_statuses: str = Field(
+        "completed,complete,paid,fulfilled,shipped,delivered",
+        description="values of the SELECT's status that count as an order, separated by commas; the others are counted and left out",
+        pattern=r"[^,\s]",
+    )
+    lookback_days: int = Field(45, description="newest days that each pull reads again, for orders that changed or vanished", ge=1, le=3660)
+    source_timeout_seconds: int = Field(600, description="source=postgres: a longer statement is cancelled, seconds", ge=1, le=86_400)
+    source_max_vanished_pct: int = Field(
+        20, description="a pull is refused when more than this % of the orders it could see again have vanished: a half-loaded table",
+        ge=0, le=100,
+    )
 
     # retention status
     profile: Literal["standard", "fast_fashion", "luxury"] = Field("standard", description="sets active_days and at_risk_days")
@@ -246,6 +264,10 @@ class Settings(BaseSettings):
             raise ValueError("warehouse=bigquery needs " + ", ".join(f"RETENTION_OPS_BIGQUERY_{name.upper()}" for name in missing))
         if self.warehouse == "bigquery" and self.return_model == "learned":
             raise ValueError("return_model=learned needs warehouse=lake: the model is fitted on this machine, over its files")
+        if self.source == "bigquery" and not (self.bigquery_project and self.bigquery_location):
+            raise ValueError("source=bigquery needs RETENTION_OPS_BIGQUERY_PROJECT, RETENTION_OPS_BIGQUERY_LOCATION")
+        if self.source == "files" and not self.source_path:
+            raise ValueError("source=files needs RETENTION_OPS_SOURCE_PATH")
         if self.warning_pct >= self.critical_pct:
             raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
         if self.shortfall_warning >= self.shortfall_critical:
@@ -278,6 +300,11 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         return self.ops_database_url or f"sqlite:///{(self.home / 'ops.sqlite').absolute()}"
+
+    @property
+    def counted_statuses(self) -> list[str]:
+        """The statuses that count as an order, in lower case."""
+        return [status.strip().lower() for status in self.completed_statuses.split(",") if status.strip()]
 
     def rule_parameters(self) -> dict[str, Any]:
         """The named parameters of sql/*.sql that come from settings (dates are added by the caller)."""
@@ -335,6 +362,7 @@ class Secrets(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RETENTION_OPS_", env_file=None, extra="ignore", frozen=True, env_ignore_empty=True)
 
+    source_url: SecretStr | None = Field(None, description="postgresql://user:password@host:5432/database of a reader")
     slack_token: SecretStr | None = Field(None, description="bot token xoxb-..., scopes chat:write, files:write, channels:history")
     ticket_token: SecretStr | None = Field(None, description="Jira API token, Asana access token or Roundup password")
     google_credentials: SecretStr | None = Field(None, description="service account: its JSON, or the path of the JSON file")
@@ -350,7 +378,12 @@ class Secrets(BaseSettings):
         """Every secret in clear, for `redact`: longest first."""
         given = [item.get_secret_value() for item in (getattr(self, name) for name in type(self).model_fields) if item]
         tokens = [part.split(":", 2)[-1].strip() for part in self.mcp_tokens.get_secret_value().split(",")] if self.mcp_tokens else []
-        return sorted(filter(None, [*given, *tokens]), key=len, reverse=True)
+        return sorted(filter(None, [*given, *tokens, *self._source_passwords()]), key=len, reverse=True)
+
+    def _source_passwords(self) -> list[str]:
+        """The password in source_url, as it stands there and as the server knows it."""
+        found = re.search(r"://[^/:@]*:(.+)@", self.source_url.get_secret_value()) if self.source_url else None
+        return [found[1], unquote(found[1])] if found else []
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -38,6 +38,7 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "home": settings.home,
         "mode": settings.mode,
+        "source": settings.source,
         "today": clock().astimezone(ZoneInfo(settings.shop_timezone)).date(),
         "orders": orders,
         "complete_through": orders.complete_through if orders else None,
@@ -199,9 +200,9 @@ def _for_a_person(facts: dict[str, Any]) -> list[str]:
 def _cure(facts: dict[str, Any]) -> list[str]:
     orders, run = facts["orders"], facts["last_run"]
     if orders is None:
-        return ["demo", "ingest orders.csv --preset orders"]
+        return ["source pull"] if facts["source"] else ["demo", "ingest orders.csv --preset orders"]
     if orders.complete_through < orders.first_date:  # all orders are from a day that is not over
-        return ["ingest orders.csv --preset orders"]
+        return ["source pull" if facts["source"] else "ingest orders.csv --preset orders"]
     if run and run["status"] in ("failure", "canceled") and run["from"]:
         return [f"backfill --from {run['from']} --to {run['to']}"]
     for trouble in ("stale_dates", "stale_packs", "unfinished_dates", "unanswered_dates", "packs_with_opted_out", "failed_answers"):

@@ -48,7 +48,10 @@ def doctor(
     settings = shared.settings()
     mode = mode or (settings.mode if settings.mode in ("pilot", "live") else "live")
     with shared.err.status("asking") if not as_json else shared.nothing():
-        groups = {"this installation": list(_installation(settings)), **_destinations(settings, Secrets(), mode)}
+        groups = {
+            "this installation": list(_installation(settings)), "source of orders": list(_source(settings)),
+            **_destinations(settings, Secrets(), mode),
+        }
     ready = all(finding.ok is not False for findings in groups.values() for finding in findings)
     if as_json:
         shared.print_json({"mode": mode, "ready": ready, "findings": [
@@ -119,6 +122,30 @@ def _database(settings: Settings) -> Iterator[Any]:
                        "retention-ops actions resume --by NAME --why TEXT")
     else:
         yield _finding("kill switch", True, "not pulled")
+
+
+def _source(settings: Settings) -> Iterator[Any]:
+    """Whether the orders' source answers, what it is, and which rights it takes to read it."""
+    from retention_ops.sources.pull import last_pull
+    from retention_ops.sources.reader import dialect_of, open_reader
+    from retention_ops.sources.select import check_columns, read_select
+
+    if not settings.source:
+        yield _finding("source", None, "none: orders come by `retention-ops ingest`", "retention-ops init, then set RETENTION_OPS_SOURCE")
+        return
+    try:
+        select = read_select(settings.source_sql, dialect_of(settings.source))
+        with open_reader(shared.lake(settings, writes=False)) as reader:
+            yield _finding("source", True, f"{settings.source} answers")
+            columns = check_columns(select, list(reader.columns(select)))
+            yield _finding("select", True, f"{select.path} gives {', '.join(columns)}")
+            for found in reader.findings(select):
+                yield _finding("rights", found.ok, found.sentence, found.cure)
+    except RetentionOpsError as error:
+        yield _finding("source", False, str(error), "retention-ops source check")
+    last = last_pull(settings)
+    told = f"{last['pulled_at'][:16].replace('T', ' ')} UTC: {last['complete_note']}" if last else "none yet"
+    yield _finding("last pull", True if last else None, told, "retention-ops source pull")
 
 
 def _mode(settings: Settings) -> Any:

@@ -24,7 +24,7 @@ app = typer.Typer()
                     "  retention-ops ingest do_not_contact.csv --preset suppressions")
 def ingest(
     files: Annotated[list[Path], typer.Argument(
-        metavar="FILE...", help="csv, xlsx, parquet; several at once; or bigquery:project.dataset.table.", show_default=False)],
+        metavar="FILE...", help="csv, xlsx, parquet; several at once.", show_default=False)],
     preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, customers or suppressions.")],
     replace: Annotated[bool, typer.Option("--replace", help="Known orders are corrected; suppressions: the whole list.")] = False,
     complete_through: Annotated[date | None, shared.date_option("--complete-through", "Last date whose orders are all in.")] = None,
@@ -33,16 +33,15 @@ def ingest(
 ) -> None:
     """Check order files and add them to the lake. A file is taken whole or not at all."""
     from retention_ops.detect.compute import workspace
-    from retention_ops.sources.bigquery_table import as_files
     from retention_ops.sources.ingest import ingest as take_in
     from retention_ops.status import packs_with_opted_out
     from retention_ops.warehouse.freshness import stored_from
 
     settings = shared.settings()
     lake = shared.lake(settings)
-    with shared.err.status("opening files") if not as_json else shared.nothing() as spinner, as_files(files, lake) as opened:
+    with shared.err.status("opening files") if not as_json else shared.nothing() as spinner:
         report = take_in(
-            opened, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
+            files, preset, settings, replace=replace, complete_through=complete_through, show_values=show_values,
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
     record_ingestions(settings)

@@ -31,8 +31,10 @@ def morning(
 
     settings = shared.settings()
     while True:
-        ask_source(settings)
         found, summary = owed(shared.lake(settings), system_clock), None
+        if found.waits and settings.source:
+            ask_source(settings, as_json)
+            found = owed(shared.lake(settings), system_clock)
         if found.due:
             first, last = found.due[0], found.due[-1]
             if not as_json:

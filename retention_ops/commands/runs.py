@@ -46,17 +46,20 @@ def backfill(
     run_range(shared.settings(), first, last, as_json)
 
 
-def ask_source(settings: Settings) -> None:
-    """Takes in what the source has: the first run has no dates before its orders are in."""
-    if settings.bigquery_source:
-        from retention_ops.sources.bigquery_table import take_in_source
+def ask_source(settings: Settings, as_json: bool = False) -> None:
+    """Brings the orders up to date where a source is set."""
+    if settings.source:
+        from retention_ops.sources.pull import pull
 
-        take_in_source(shared.lake(settings))
+        with shared.err.status("pulling the orders") if not as_json else shared.nothing():
+            pull(shared.lake(settings))
+        record_ingestions(settings)
 
 
 def run_range(settings: Settings, first: date, last: date, as_json: bool, *, show_json: bool = True) -> dict[str, Any]:
     """Runs the dates, shows what came of them (as JSON only with `show_json`); exits 1 where the run failed."""
-    ask_source(settings)
+    if shared.lake(settings).orders() is None:
+        ask_source(settings, as_json)  # the first run has no dates before its orders are in; later ones pull by themselves
     if settings.home.exists() is False or shared.lake(settings).orders() is None:
         raise NoOrders("no orders yet: run `retention-ops ingest FILE --preset orders`, or `retention-ops demo` to look around")
     with shared.err.status("starting Dagster") if not as_json else shared.nothing():

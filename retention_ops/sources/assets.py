@@ -1,18 +1,18 @@
-"""Orders as Dagster sees them: which version is CURRENT, and the shopping days derived from it."""
+"""Orders as Dagster sees them: pulled from their source, which version is CURRENT, and the shopping days derived from it."""
+
+from datetime import date
 
 import dagster as dg
 
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
-from retention_ops.orchestration import CheckTally, Loop, check_specs, described
-from retention_ops.sources.bigquery_table import take_in_source
+from retention_ops.orchestration import RANGE_END, CheckTally, Loop, check_specs, described
+from retention_ops.sources.pull import PullReport, pull
 
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
 def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
-    if take_in_source(loop.lake, loop.clock):
-        with ops_database(loop.settings) as engine:
-            runs.record_ingestions(engine, "orders", loop.lake.orders_versions())
+    pulled = _pulled(context, loop)
     with loop.workspace(context.run_id) as space:
         version = space.orders
         return dg.MaterializeResult(
@@ -26,10 +26,33 @@ def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> d
                 "version": version.version,
                 "excluded_records": dg.MetadataValue.json(dict(version.excluded)),
                 "path": dg.MetadataValue.path(str(loop.lake.path("orders", version.version))),
+                **_told(pulled),
                 **space.cost(),
             },
             data_version=dg.DataVersion(version.content_sha256),
         )
+
+
+def _pulled(context: dg.AssetExecutionContext, loop: Loop) -> PullReport | None:
+    """Brings the orders up to date where a source is set, unless the run is about dates whose orders are all in already."""
+    tags, version = context.run.tags, loop.lake.orders()
+    newest = tags.get(RANGE_END) or tags.get("dagster/partition")
+    if not loop.settings.source or (version and newest and date.fromisoformat(newest) <= version.complete_through):
+        return None
+    report = pull(loop.lake, clock=loop.clock, progress=context.log.info)
+    with ops_database(loop.settings) as engine:
+        runs.record_ingestions(engine, "orders", loop.lake.orders_versions())
+    return report
+
+
+def _told(report: PullReport | None) -> dict[str, object]:
+    """A pull as metadata: counts only."""
+    if report is None:
+        return {}
+    return {
+        "source": report.kind, "rows_read": report.rows_read, "new_orders": report.new, "complete_note": report.complete_note,
+        "corrections": dg.MetadataValue.json(report.corrections), "stale_from": str(report.stale_from or "nothing"),
+    }
 
 
 @dg.asset(

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError, UsageError
 from retention_ops.settings import Settings
-from retention_ops.sources.presets import Preset, get_preset
+from retention_ops.sources.presets import Exclusion, Preset, get_preset
 from retention_ops.sources.reading import InputFile, Progress, Source, open_files
 from retention_ops.sources.validation import Bounds, Findings, Problem, bounds, check, load
 from retention_ops.warehouse.catalog import TABLES
@@ -34,8 +34,13 @@ from retention_ops.warehouse.versions import (
 )
 
 CORRECT = "Correct the file and ingest it again; --show-values shows the values at fault."
+CORRECT_SOURCE = "Correct the rows or the SELECT, and pull again; --show-values shows the values at fault."
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s.]+"
 CHANGES = ("added", "replaced", "removed", "unchanged")
+LISTED_VALUES = 20
+"""of an exclusion that is counted by value: so many values by name, the others together"""
+FEW = 10
+"""so many orders may vanish from a source whatever their share: a small shop deletes a few"""
 
 
 # --- what callers see -----------------------------------------------------------------------------------------------
@@ -105,19 +110,40 @@ def ingest(
         scratch_folder(settings.home / "tmp", "ingest-") as scratch,
         connect_in_memory(settings, spill_to=scratch / "spill") as con,
     ):
-        staged = _stage([Path(path) for path in files], chosen, settings, limits, show_values, con, scratch, progress)
+        staged = stage([Path(path) for path in files], chosen, settings, limits, show_values, con, scratch, progress)
         if chosen.dataset == "customers":
             return _commit_customers(con, staged, settings, clock, progress)
         if chosen.dataset == "suppressions":
             return _commit_suppressions(con, staged, settings, replace, clock, progress)
-        return _commit_orders(con, staged, settings, replace, complete_through, limits.today, show_values, clock, progress)
+        terms = Terms(replace=replace, complete_through=complete_through)
+        return commit_orders(con, staged, settings, terms, limits.today, show_values, clock, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a source speaks for: every order it has from `since` on (None: from its own first date); what is not there any more, vanished.
+
+    More than `max_vanished_pct` % of the orders known there must not vanish at once; None: any number may.
+    """
+
+    since: date | None
+    max_vanished_pct: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms new orders meet the known ones; `scope` only for a source's own answer."""
+
+    replace: bool = False
+    complete_through: date | None = None
+    scope: Scope | None = None
 
 
 # --- staging: files to one table of checked rows --------------------------------------------------------------------
 
 
 @dataclass
-class _Staged:
+class Staged:
     """Table `staged` holds one row per order (or customer) of the input: the catalog's columns, source and record."""
 
     preset: Preset
@@ -132,6 +158,11 @@ class _Staged:
 
     def found_in(self) -> list[dict[str, Any]]:
         return [{"name": file.name, "sha256": file.sha256, "records": file.records} for file in self.files]
+
+    @property
+    def correct(self) -> str:
+        """What to do about wrong records."""
+        return CORRECT_SOURCE if self.preset.of_source else CORRECT
 
 
 def _check_call(files: Sequence[Path], preset: Preset, complete_through: date | None, limits: Bounds) -> None:
@@ -149,11 +180,14 @@ def _check_call(files: Sequence[Path], preset: Preset, complete_through: date | 
         )
 
 
-def _stage(
+def stage(
     files: list[Path], preset: Preset, settings: Settings, limits: Bounds, show_values: bool, con: duckdb.DuckDBPyConnection,
     scratch: Path, progress: Progress,
-) -> _Staged:
-    """Read and check everything and create table `staged`. Raises InputRefused with all that is wrong."""
+) -> Staged:
+    """Read and check everything and create table `staged`. Raises InputRefused with all that is wrong.
+
+    An order's order_cents are 0 where it is worth nothing and, of a source, where it is `excluded`; see `Preset.carried` as well.
+    """
     opened = open_files(files, preset, con, scratch, progress)
     sources = [source for file in opened for source in file.sources]
     findings = Findings()
@@ -163,12 +197,12 @@ def _stage(
         check(con, source, preset, limits, f"typed_{number}", findings, show_values)
     for file in opened:
         file.check_unchanged()
-    if not findings.counts:
+    if not findings.counts and not preset.of_source:
         _refuse_no_records(sources)
-    staged = _Staged(preset, opened, sources, {}, [])
+    staged = Staged(preset, opened, sources, {}, [])
     _gather_lines(con, staged, faulty=bool(findings.counts))
     _find_key_faults(con, staged, findings, show_values)
-    findings.raise_if_any(CORRECT)
+    findings.raise_if_any(staged.correct)
     if preset.dataset != "orders":
         _stage_customers(con, staged, findings, show_values)
     else:
@@ -184,7 +218,7 @@ def _refuse_no_records(sources: list[Source]) -> None:
             raise InputRefused(f"{source.label} has a header but no records; nothing was written.\nExport it again.")
 
 
-def _gather_lines(con: duckdb.DuckDBPyConnection, staged: _Staged, faulty: bool) -> None:
+def _gather_lines(con: duckdb.DuckDBPyConnection, staged: Staged, faulty: bool) -> None:
     """Table `lines`: the records of all sources with their reason for exclusion, counted into staged.excluded.
 
     Where there are `faulty` records, which will be refused, only those of which a fault of the key can be told for certain.
@@ -205,16 +239,26 @@ def _gather_lines(con: duckdb.DuckDBPyConnection, staged: _Staged, faulty: bool)
         con.execute(f"DROP TABLE typed_{number}")
     counts = dict(con.execute("SELECT exclusion, count(*) FROM lines WHERE exclusion IS NOT NULL GROUP BY 1").fetchall())
     for number, rule in enumerate(staged.preset.exclusions):
-        _count_excluded(staged, rule.reason, counts.get(number, 0))
+        if rule.by and number in counts:
+            _count_by_value(con, staged, number, rule)
+        else:
+            _count_excluded(staged, rule.reason, counts.get(number, 0))
 
 
-def _count_excluded(staged: _Staged, reason: str, records: int) -> None:
+def _count_by_value(con: duckdb.DuckDBPyConnection, staged: Staged, number: int, rule: Exclusion) -> None:
+    found = con.execute(f"SELECT {rule.by}, count(*) FROM lines WHERE exclusion = {number} GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
+    for value, count in found[:LISTED_VALUES]:
+        _count_excluded(staged, f"{rule.reason} {value[:40]}", count)
+    _count_excluded(staged, f"{rule.reason}: others", sum(count for _, count in found[LISTED_VALUES:]))
+
+
+def _count_excluded(staged: Staged, reason: str, records: int) -> None:
     if records:
         staged.excluded[reason] = staged.excluded.get(reason, 0) + records
 
 
 def _stage_orders(
-    con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, limits: Bounds, findings: Findings, show_values: bool
+    con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings, limits: Bounds, findings: Findings, show_values: bool
 ) -> None:
     """Table `staged`: an order per key of the first source that has it, order_cents 0 where it is worth nothing."""
     preset = staged.preset
@@ -224,9 +268,9 @@ def _stage_orders(
     _find(con, staged, findings, f"SELECT source, record, order_id FROM parts WHERE order_cents > {limits.max_amount * 100}",
           header, rule, False)
     _drop_repeats(con, staged, ("customer_id", "order_date", "order_cents", "currency"), "order_id", findings, show_values)
-    findings.raise_if_any(CORRECT)
-    _refuse_currencies(con, "SELECT currency, count(*) FROM staged GROUP BY 1 ORDER BY 2 DESC")
-    worth_nothing = con.execute("SELECT coalesce(sum(records), 0) FROM staged WHERE order_cents = 0").fetchone()[0]
+    findings.raise_if_any(staged.correct)
+    _refuse_currencies(con, f"SELECT currency, count(*) FROM staged {_of_one_currency(preset)} GROUP BY 1 ORDER BY 2 DESC")
+    worth_nothing = con.execute("SELECT coalesce(sum(records), 0) FROM staged WHERE order_cents = 0 AND NOT excluded").fetchone()[0]
     repeated = staged.excluded.pop(preset.repeated, 0)
     _count_excluded(staged, preset.zero, worth_nothing)
     _count_excluded(staged, preset.repeated, repeated)
@@ -246,16 +290,26 @@ def _value_orders(con: duckdb.DuckDBPyConnection, preset: Preset, fallback: str,
         # grouping unique keys anyway takes twice as long
         columns = ("customer_id", "order_date", value, currency, "record", "1")
     customer, day, total, code, record, records = columns
+    cents = f"CAST(round({total}, 2) * 100 AS BIGINT)"
+    if preset.of_source:  # what is excluded stays, worth nothing: only so can a known order be taken back
+        cents = f"CASE WHEN exclusion IS NULL THEN {cents} ELSE 0 END"
+    excluded = "exclusion IS NOT NULL" if preset.of_source else "false"
+    carried = "".join(f", {name}" for name in preset.carried)
     con.execute(
         f"""CREATE TABLE parts AS
         SELECT source, {preset.key} AS order_id, {customer} AS customer_id, {day} AS order_date,
-               CAST(round({total}, 2) * 100 AS BIGINT) AS order_cents, {code} AS currency,
-               {record} AS record, {records} AS records
-        FROM lines WHERE exclusion IS NULL {'GROUP BY ALL' if preset.several_records else ''}"""
+               {cents} AS order_cents, {code} AS currency,
+               {record} AS record, {records} AS records, {excluded} AS excluded{carried}
+        FROM lines WHERE {'true' if preset.of_source else 'exclusion IS NULL'} {'GROUP BY ALL' if preset.several_records else ''}"""
     )
 
 
-def _find_key_faults(con: duckdb.DuckDBPyConnection, staged: _Staged, findings: Findings, show_values: bool) -> None:
+def _of_one_currency(preset: Preset) -> str:
+    """SQL: the orders whose currency must be the shop's. Of a source's rows those that do not count may have any."""
+    return "WHERE order_cents > 0" if preset.of_source else ""
+
+
+def _find_key_faults(con: duckdb.DuckDBPyConnection, staged: Staged, findings: Findings, show_values: bool) -> None:
     """A key given twice in one file, or, where a key may have several records, one key with several customers."""
     preset = staged.preset
     header = preset.field(preset.key_field).header
@@ -274,11 +328,12 @@ def _find_key_faults(con: duckdb.DuckDBPyConnection, staged: _Staged, findings: 
                    row_number() OVER (PARTITION BY source, {preset.key} ORDER BY record) AS nth
             FROM lines SEMI JOIN (SELECT source, {preset.key} AS twice FROM lines GROUP BY ALL HAVING count(*) > 1) t
                  ON t.source = lines.source AND t.twice = {preset.key}) WHERE nth > 1"""
-        _find(con, staged, findings, sql, header, "is given twice in the same file", show_values)
+        twice = "is given twice by the SELECT" if preset.of_source else "is given twice in the same file"
+        _find(con, staged, findings, sql, header, twice, show_values)
 
 
 def _drop_repeats(
-    con: duckdb.DuckDBPyConnection, staged: _Staged, content: Sequence[str], key: str, findings: Findings, show_values: bool
+    con: duckdb.DuckDBPyConnection, staged: Staged, content: Sequence[str], key: str, findings: Findings, show_values: bool
 ) -> None:
     """Table `staged` from `parts`: repeats of a key in later sources are counted when equal and faults when not."""
     con.execute("DROP TABLE lines")
@@ -300,16 +355,16 @@ def _drop_repeats(
     con.execute("DROP TABLE parts")
 
 
-def _stage_customers(con: duckdb.DuckDBPyConnection, staged: _Staged, findings: Findings, show_values: bool) -> None:
+def _stage_customers(con: duckdb.DuckDBPyConnection, staged: Staged, findings: Findings, show_values: bool) -> None:
     """Table `staged`: a customer per id."""
     columns = TABLES[staged.preset.dataset].column_names
     con.execute(f"CREATE TABLE parts AS SELECT source, record, 1 AS records, {', '.join(columns)} FROM lines")
     _drop_repeats(con, staged, columns[1:], "customer_id", findings, show_values)
-    findings.raise_if_any(CORRECT)
+    findings.raise_if_any(staged.correct)
 
 
 def _find(
-    con: duckdb.DuckDBPyConnection, staged: _Staged, findings: Findings, sql: str, column: str, rule: str, show_values: bool
+    con: duckdb.DuckDBPyConnection, staged: Staged, findings: Findings, sql: str, column: str, rule: str, show_values: bool
 ) -> None:
     """Add the rows of `sql` (source, record, value) to the findings."""
     count = con.execute(f"SELECT count(*) FROM ({sql})").fetchone()[0]
@@ -322,7 +377,7 @@ def _find(
         findings.add(problems, column, rule, count)
 
 
-def _warn(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
+def _warn(con: duckdb.DuckDBPyConnection, staged: Staged) -> None:
     """Note what is legal but unwise, counted and without a value."""
     # contains() first: a pattern over a million ids takes longer than all other checks of them
     count = con.execute(
@@ -347,12 +402,16 @@ def _refuse_currencies(con: duckdb.DuckDBPyConnection, sql: str) -> None:
 # --- committing -----------------------------------------------------------------------------------------------------
 
 
-def _commit_orders(
-    con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, replace: bool, complete_through: date | None,
-    today: date, show_values: bool, clock: Clock, progress: Progress,
+def commit_orders(
+    con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings, terms: Terms, today: date, show_values: bool, clock: Clock,
+    progress: Progress,
 ) -> IngestReport:
-    """Combine `staged` with the current version under the lock and publish the result if anything changed."""
+    """Combine `staged` with the current version under the lock and publish the result if anything changed.
+
+    Leaves table `delta`, a row per order that is staged or vanished: what it is, what was known of it, and its `change`.
+    """
     store = orders_store(settings)
+    complete_through = terms.complete_through if terms.scope is None else None
     if store.current() is None:
         _refuse_no_orders(con, staged)
         _refuse_before(complete_through, con.execute("SELECT min(order_date) FROM staged WHERE order_cents > 0").fetchone()[0])
@@ -364,10 +423,12 @@ def _commit_orders(
         if parent is not None:
             progress(f"comparing with version {parent.version} ({parent.orders:,} orders)")
             _refuse_currencies(con, f"SELECT * FROM (SELECT {literal(parent.currency)} AS currency, {parent.orders} AS orders "
-                                    "UNION ALL SELECT currency, count(*) FROM staged GROUP BY 1) "
+                                    f"UNION ALL SELECT currency, count(*) FROM staged {_of_one_currency(staged.preset)} GROUP BY 1) "
                                     "QUALIFY count(DISTINCT currency) OVER () > 1")
-        counts = _compare_orders(con, staged, replace, show_values)
-        complete = _complete_through(con, parent, complete_through, today, counts)
+        counts = _compare_orders(con, staged, terms.replace, show_values)
+        if terms.scope is not None:
+            counts["removed"] = counts.get("removed", 0) + _find_vanished(con, terms.scope)
+        complete = _complete_through(con, parent, terms.complete_through, today, counts)
         if parent is not None and complete == parent.complete_through and not _changes(counts):
             return _orders_report(staged, parent, False, counts, _why_not_complete(parent, complete_through, today))
         rows = (
@@ -393,11 +454,12 @@ def _commit_orders(
     return _orders_report(staged, version, True, counts, _why_not_complete(version, complete_through, today))
 
 
-def _refuse_no_orders(con: duckdb.DuckDBPyConnection, staged: _Staged) -> None:
+def _refuse_no_orders(con: duckdb.DuckDBPyConnection, staged: Staged) -> None:
     if not con.execute("SELECT count(*) FROM staged WHERE order_cents > 0").fetchone()[0]:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in staged.excluded.items())
-        raise InputRefused(f"none of the {staged.records:,} records is an order ({reasons}); nothing was written.\n"
-                           "Check that these are the right files and the right preset.")
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in staged.excluded.items()) or "there are none"
+        then = ("Check the SELECT, and which statuses count (RETENTION_OPS_COMPLETED_STATUSES)." if staged.preset.of_source
+                else "Check that these are the right files and the right preset.")
+        raise InputRefused(f"none of the {staged.records:,} records is an order ({reasons}); nothing was written.\n{then}")
 
 
 def _refuse_before(complete_through: date | None, first: date) -> None:
@@ -414,13 +476,13 @@ def _know(con: duckdb.DuckDBPyConnection, store: Store, parent: Version | None) 
     con.execute(f"CREATE VIEW known AS {rows}")
 
 
-def _compare_orders(con: duckdb.DuckDBPyConnection, staged: _Staged, replace: bool, show_values: bool) -> dict[str, int]:
+def _compare_orders(con: duckdb.DuckDBPyConnection, staged: Staged, replace: bool, show_values: bool) -> dict[str, int]:
     """Table `delta`: staged orders with `change` added, replaced, removed, unchanged or none; returns how many of each.
 
     Raises InputRefused when known orders would change and `replace` is false.
     """
     con.execute(
-        """CREATE TABLE delta AS SELECT s.*, k.order_date AS known_date,
+        """CREATE TABLE delta AS SELECT s.*, k.order_date AS known_date, k.customer_id AS known_customer, k.order_cents AS known_cents,
         CASE WHEN k.order_id IS NULL THEN if(s.order_cents > 0, 'added', 'none')
              WHEN s.order_cents = 0 THEN 'removed'
              WHEN s.customer_id = k.customer_id AND s.order_date = k.order_date AND s.order_cents = k.order_cents
@@ -435,6 +497,31 @@ def _compare_orders(con: duckdb.DuckDBPyConnection, staged: _Staged, replace: bo
         _find(con, staged, findings, sql, header, "is already known with different content", show_values)
         findings.raise_if_any("If these are corrections, ingest the file again with --replace; --show-values shows the ids.")
     return dict(con.execute("SELECT change, count(*) FROM delta GROUP BY 1").fetchall())
+
+
+def _find_vanished(con: duckdb.DuckDBPyConnection, scope: Scope) -> int:
+    """Add to `delta`, as removed, the known orders that the source no longer has where it speaks; returns how many.
+
+    Raises InputRefused where so many are gone at once that a table emptied or half loaded is the likelier reason.
+    """
+    since = scope.since or con.execute("SELECT min(order_date) FROM staged").fetchone()[0] or date.min
+    known, vanished, given = con.execute(
+        "SELECT count(*), count(*) FILTER (order_id NOT IN (SELECT order_id FROM staged)), (SELECT count(*) FROM staged) "
+        f"FROM known WHERE order_date >= DATE '{since}'"
+    ).fetchone()
+    if scope.max_vanished_pct is not None and vanished and (
+        not given or (vanished > FEW and 100 * vanished > scope.max_vanished_pct * known)
+    ):
+        raise InputRefused(
+            f"{vanished:,} of {known:,} known orders{f' since {since}' if scope.since else ''} are no longer in the source; nothing was "
+            "written.\nA table that was emptied or is just being loaded looks like this: pull again when it is whole. If they are really "
+            "gone: retention-ops source pull --accept-vanished")
+    con.execute(
+        "INSERT INTO delta BY NAME SELECT order_id, customer_id, order_date, 0 AS order_cents, currency, order_date AS known_date, "
+        "customer_id AS known_customer, order_cents AS known_cents, 'removed' AS change FROM known ANTI JOIN staged USING (order_id) "
+        f"WHERE order_date >= DATE '{since}'"
+    )
+    return vanished
 
 
 def _changes(counts: dict[str, int]) -> int:
@@ -483,7 +570,7 @@ def _stale_from(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, co
     return min(dates)
 
 
-def _provenance(staged: _Staged, clock: Clock, counts: dict[str, int]) -> dict[str, Any]:
+def _provenance(staged: Staged, clock: Clock, counts: dict[str, int]) -> dict[str, Any]:
     """What every version records about where it came from."""
     return {
         "created_at": clock(), "preset": staged.preset.name, "files": staged.found_in(), "records_read": staged.records,
@@ -491,7 +578,7 @@ def _provenance(staged: _Staged, clock: Clock, counts: dict[str, int]) -> dict[s
     }
 
 
-def _report_common(staged: _Staged, version: Version, changed: bool, counts: dict[str, int]) -> dict[str, Any]:
+def _report_common(staged: Staged, version: Version, changed: bool, counts: dict[str, int]) -> dict[str, Any]:
     return {
         "dataset": staged.preset.dataset, "version": version.version, "changed": changed, "files": staged.found_in(),
         "records_read": staged.records, "excluded": staged.excluded, "customers": version.customers,
@@ -503,7 +590,7 @@ def _report_common(staged: _Staged, version: Version, changed: bool, counts: dic
     }
 
 
-def _orders_report(staged: _Staged, version: OrdersVersion, changed: bool, counts: dict[str, int], note: str) -> IngestReport:
+def _orders_report(staged: Staged, version: OrdersVersion, changed: bool, counts: dict[str, int], note: str) -> IngestReport:
     return IngestReport(
         rows=version.orders, first_date=version.first_date, last_date=version.last_date, currency=version.currency,
         complete_through=version.complete_through, stale_from=version.stale_from if changed else None, complete_through_note=note,
@@ -512,7 +599,7 @@ def _orders_report(staged: _Staged, version: OrdersVersion, changed: bool, count
 
 
 def _commit_customers(
-    con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, clock: Clock, progress: Progress
+    con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings, clock: Clock, progress: Progress
 ) -> IngestReport:
     """Bring known customers up to date by id and add the others, under the lock."""
     store = customers_store(settings)
@@ -557,7 +644,7 @@ def _compare_customers(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _commit_suppressions(
-    con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Settings, replace: bool, clock: Clock, progress: Progress
+    con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings, replace: bool, clock: Clock, progress: Progress
 ) -> IngestReport:
     """Add to the list, under the lock, or with `replace` put the files in its place."""
     store = suppressions_store(settings)
@@ -579,7 +666,7 @@ def _commit_suppressions(
                         stale_from=None, **_report_common(staged, version, changed, counts))
 
 
-def _compare_suppressions(con: duckdb.DuckDBPyConnection, staged: _Staged, replace: bool) -> dict[str, int]:
+def _compare_suppressions(con: duckdb.DuckDBPyConnection, staged: Staged, replace: bool) -> dict[str, int]:
     """Table `delta`: staged suppressions as they will stand, and with `replace` the known ones that are lifted; returns how many
     of each change.
 

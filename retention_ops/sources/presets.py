@@ -5,10 +5,12 @@ SQL fragments here see the typed columns of one record under the field names. No
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from retention_ops.errors import UsageError
+from retention_ops.warehouse.dialect import literal
 
 Kind = Literal[
     "id", "numeric_id", "whole", "decimal", "money", "date", "us_date", "compact_date", "end_date", "text", "boolean", "currency",
@@ -37,10 +39,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Records that are legal but do not become part of an order; `when` is SQL over one typed record."""
+    """Records that are legal but do not become part of an order; `when` is SQL over one typed record.
+
+    They are counted under `reason`, and where there is a `by` (SQL over one record too) for each of its values.
+    """
 
     reason: str
     when: str
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class Preset:
     """One kind of input file.
 
     `key` names an order (or a customer) and `amount` is a record's value in currency units, both SQL over one record.
-    `several_records`: whether one key may have several records in one file, which are then summed.
+    `several_records`: whether one key may have several records in one file, which are then summed. `of_source`: the records are
+    a source's own answer, so a known order that it excludes is taken back, and no record at all is an answer too. `carried`: fields
+    that are kept beside the orders while they are taken in.
     """
 
     name: str
@@ -63,6 +71,8 @@ class Preset:
     amount_field: str = ""
     zero: str = ""
     several_records: bool = False
+    of_source: bool = False
+    carried: tuple[str, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
     currency: str | None = None
     notes: tuple[str, ...] = ()
@@ -202,6 +212,40 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+
+def source_preset(completed: Sequence[str]) -> Preset:
+    """What sql/sources/orders.sql gives, one order per row; `completed` are the statuses, in lower case, that count."""
+    counted = ", ".join(literal(status) for status in completed)
+    return Preset(
+        name="source",
+        title="the SELECT of sql/sources/orders.sql, one order per row",
+        dataset="orders",
+        formats=("parquet",),
+        fields=(
+            Field("order_id", "id", "order_id"),
+            Field("customer_id", "id", "customer_id"),
+            Field("order_date", "date", "ordered_at"),
+            Field("order_amount", "decimal", "order_amount"),
+            Field("currency", "currency", "currency"),
+            Field("status", "text", "status"),
+            Field("is_test", "boolean", "is_test"),
+            Field("updated_on", "end_date", "updated_at", needed=False, filled=False),
+        ),
+        key="order_id",
+        key_field="order_id",
+        repeated="",
+        amount="order_amount",
+        amount_field="order_amount",
+        zero="amount below half a cent",
+        of_source=True,
+        carried=("updated_on",),
+        exclusions=(
+            Exclusion("test order", "is_test"),
+            Exclusion("status", f"lower(status) NOT IN ({counted})", by="lower(status)"),
+            Exclusion("amount not positive", "order_amount <= 0"),
+        ),
+    )
 
 
 def get_preset(name: str) -> Preset:

@@ -171,7 +171,7 @@ def _open(
             raise refusal(name, f"is {kind}, which preset {preset.name} does not read", f"It reads {', '.join(preset.formats)}.")
         file = InputFile(name, path, "", [], [], [], stamp)
         if kind == "text":
-            probe = _probe_text(path, name)
+            probe = probe_text(path, name)
             file.sha256 = probe.sha256
             reader = _open_cdnow if "text" in preset.formats else _open_csv
             reader(file, number, preset, probe, scratch)
@@ -232,7 +232,7 @@ def _recognise(path: Path, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _TextProbe:
+class TextProbe:
     sha256: str
     lines: int
     mixed_line_ends: bool
@@ -243,7 +243,7 @@ def _iconv(name: str, encoding: str) -> str:
     return f"iconv -f {encoding} -t UTF-8 {name} > {stem or suffix}.utf8{dot}{suffix if stem else ''}"
 
 
-def _probe_text(path: Path, name: str) -> _TextProbe:
+def probe_text(path: Path, name: str) -> TextProbe:
     """One pass over the bytes: hash, number of lines up to the last non-blank one, proof that it is UTF-8 text."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     lines, trailing, crlf, newlines, last = 1, 0, 0, 0, b""
@@ -275,7 +275,7 @@ def _probe_text(path: Path, name: str) -> _TextProbe:
     except UnicodeDecodeError:
         _refuse_impostor(name)
         raise refusal(name, f"is not UTF-8: it ends inside a character in line {lines}", "Export it again.") from None
-    return _TextProbe(digest.hexdigest(), lines, 0 < crlf < newlines)
+    return TextProbe(digest.hexdigest(), lines, 0 < crlf < newlines)
 
 
 def _refuse_impostor(name: str) -> None:
@@ -325,7 +325,18 @@ def _record_lines(path: Path, columns: int) -> tuple[Sequence[int], bool]:
     return starts[1:], quoted
 
 
-def _open_csv(file: InputFile, number: int, preset: Preset, probe: _TextProbe, scratch: Path) -> None:
+def check_whole(path: Path, name: str, columns: int, lines: int, rows: int) -> None:
+    """Raise InputRefused where DuckDB read another number of rows than a csv file of so many lines and columns has records."""
+    if rows == lines - 1:
+        return
+    places, still_open = _record_lines(path, columns)
+    if still_open:
+        raise refusal(name, f"{OPEN_QUOTE}, from line {places[-1] if places else 1} on", "Correct it, or export it again.")
+    if len(places) != rows:
+        raise refusal(name, "cannot be read to its end", "Check its quotes and line ends, or export it again.")
+
+
+def _open_csv(file: InputFile, number: int, preset: Preset, probe: TextProbe, scratch: Path) -> None:
     with file.path.open(encoding="utf-8-sig", newline="") as handle:
         first = handle.readline(CHUNK)
         handle.seek(0)
@@ -371,7 +382,7 @@ def _check_separator(name: str, first_line: str, header: _Header, preset: Preset
             )
 
 
-def _open_cdnow(file: InputFile, number: int, preset: Preset, probe: _TextProbe, scratch: Path) -> None:
+def _open_cdnow(file: InputFile, number: int, preset: Preset, probe: TextProbe, scratch: Path) -> None:
     """Fields by position: four, or five of which the first is dropped; the first line decides which."""
     with file.path.open(encoding="utf-8-sig") as handle:
         numbered = ((line, _split(text)) for line, text in enumerate(handle, start=1) if text.strip())

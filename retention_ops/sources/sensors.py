@@ -41,7 +41,7 @@ def _requests(morning: Morning, loop: Loop) -> Iterator[dg.RunRequest]:
     """What can be computed, else the source once more; what it brings is due at the next look."""
     if morning.due:
         yield _run(morning.due[0], morning.due[-1], f"{loop.lake.orders().version}:{morning.slot}")
-    elif morning.waits and loop.settings.bigquery_source:
+    elif morning.waits and loop.settings.source:
         yield dg.RunRequest(run_key=f"pull:{morning.slot}", job_name=PULL_JOB)
 
 

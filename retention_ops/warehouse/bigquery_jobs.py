@@ -157,6 +157,15 @@ class Jobs:
 
         return self.call(f"reading the rows of job {job.job_id}", read)
 
+    def rows_from(self, job: bigquery.QueryJob, start: int, count: int) -> list[tuple]:
+        """One page, of at most `count`, of the rows a query gave, from number `start` (0 is the first); empty after the last."""
+
+        def read(retry: None, timeout: float) -> list[tuple]:
+            result = job.result(retry=retry, timeout=timeout, job_retry=None, start_index=start, max_results=count)
+            return [row.values() for row in next(result.pages, ())]
+
+        return self.call(f"reading the rows of job {job.job_id}", read)
+
     def row_count(self, job: bigquery.QueryJob) -> int:
         """How many rows a query wrote into its destination."""
 
@@ -180,15 +189,26 @@ class Jobs:
 
     def estimate(self, statement: str, values: Mapping[str, Any] | None = None) -> int:
         """Bytes a query would scan, by a dry run, which is free."""
+        return self._dry_run(statement, values).total_bytes_processed or 0
+
+    def schema(self, statement: str) -> dict[str, str]:
+        """The columns a query would give, name -> GoogleSQL type, by a dry run. Raises WarehouseError where it is no valid query."""
+        legacy = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
+        fields = self._dry_run(statement, None).schema or []
+        return {field.name: legacy.get(field.field_type, field.field_type) for field in fields}
+
+    def _dry_run(self, statement: str, values: Mapping[str, Any] | None) -> bigquery.QueryJob:
         config = self._config(values, None)
         config.dry_run, config.use_query_cache = True, False
 
-        def ask(retry: None, timeout: float) -> int:
-            job = self.client.query(
+        def ask(retry: None, timeout: float) -> bigquery.QueryJob:
+            return self.client.query(
                 statement, job_config=config, location=self.settings.bigquery_location, retry=retry, job_retry=None, timeout=timeout)
-            return job.total_bytes_processed or 0
 
-        return self.call(f"the dry run of\n{statement}\n", ask)
+        try:
+            return self.call(f"the dry run of\n{statement}\n", ask)
+        except exceptions.NotFound as error:
+            raise WarehouseError(f"BigQuery: {_text(error)}\nThe query was:\n{statement}") from error
 
     def _config(self, values: Mapping[str, Any] | None, into: bigquery.QueryJobConfig | None) -> bigquery.QueryJobConfig:
         config = into or bigquery.QueryJobConfig()

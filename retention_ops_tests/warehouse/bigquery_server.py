@@ -347,12 +347,14 @@ class BigQueryServer(LoopbackServer):
         query = body["configuration"]["query"]
         values, kinds = _parameters(query)
         tree = self._tree(query["query"])
-        self._analyzed(query["query"], tree, kinds)
+        columns = self._analyzed(query["query"], tree, kinds).columns
+        fields = [{"name": name, "type": kind, "mode": "NULLABLE"} for name, kind in columns or []]
         scanned = _bytes(self._scans(tree, values))
         return {
             "kind": "bigquery#job", "jobReference": body["jobReference"], "configuration": body["configuration"],
             "status": {"state": "DONE"},
-            "statistics": {"totalBytesProcessed": str(scanned), "query": {"totalBytesProcessed": str(scanned)}},
+            "statistics": {"totalBytesProcessed": str(scanned), "query": {
+                "totalBytesProcessed": str(scanned), "schema": {"fields": fields}}},
         }
 
     def _run_query(self, job: Job, configuration: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from retention_ops.detect import in_bigquery
 from retention_ops.detect.alerts import DETAILS
 from retention_ops.detect.compute import PRIORITY_ORDER, closures_between, table_for, workspace
 from retention_ops.detect.in_bigquery import BETWEEN, estimates
-from retention_ops.errors import InputRefused, SettingsError, UsageError, WarehouseError
+from retention_ops.errors import SettingsError, UsageError, WarehouseError
 from retention_ops.execute.gate import Gate
 from retention_ops.execute.trail import publish_log
 from retention_ops.launch import run_dates
@@ -38,13 +38,12 @@ from retention_ops.log.database import ops_database
 from retention_ops.orchestration import Loop
 from retention_ops.package.pack import find_pack
 from retention_ops.settings import load_settings
-from retention_ops.sources.bigquery_table import take_in_source
 from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery
 from retention_ops.warehouse.bigquery_jobs import GB
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import freshness
-from retention_ops_tests.conftest import LAST_DAY, settings_for
+from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.log.test_runs_log import row
 from retention_ops_tests.shops import lake_with, small_shop
 from retention_ops_tests.warehouse import test_bigquery_smoke
@@ -427,35 +426,6 @@ def test_nothing_is_written_outside_our_dataset(server, warehouse):
     with pytest.raises(WarehouseError, match=r"(?s)job retention_ops-ask-\w+-1 .*permission to write denied.*CREATE OR REPLACE TABLE"):
         warehouse.jobs.query("CREATE OR REPLACE TABLE `shop-project.finance.orders` AS SELECT 'x' AS order_id", name="ask")
     assert warehouse.pauses == []
-
-
-def test_orders_of_somebody_elses_table_are_read_and_never_written(server, tmp_path):
-    shop = small_shop().head(700)
-    columns = {"order_id": "STRING", "customer_id": "STRING", "order_date": "DATE", "order_amount": "FLOAT64"}
-    rows = [(order, customer, day, cents / 100) for order, customer, day, cents, _ in shop.itertuples(index=False)]
-    server.add_table("sales", "orders", columns, rows)
-    source = "shop-project.sales.orders"
-    warehouse = on_bigquery(server, settings_for(tmp_path / "home", **addressed(server), bigquery_source=source))
-    report = take_in_source(warehouse)
-    assert (report.rows, report.changed) == (len(shop), True)
-    assert take_in_source(warehouse) is None, "the table did not change"
-    replace_one(warehouse)
-    lake = lake_with(shop, tmp_path / "lake")
-    assert warehouse.orders().content_sha256 == lake.orders().content_sha256
-    expected = table_for(lake, "retention_daily", D)
-    pd.testing.assert_frame_equal(warehouse.read("retention_daily", D), expected, check_exact=True)
-    written = [request for request in server.requests if request.method != "GET" and "/sales/" in request.path]
-    assert written == [] and server._duck.execute("SELECT COUNT(*) FROM sales.orders").fetchall() == [(len(shop),)]
-
-
-def test_a_source_without_the_columns_or_with_a_wrong_row_is_refused_whole(server, tmp_path):
-    server.add_table("sales", "short", {"order_id": "STRING"}, [("o1",)])
-    columns = {"order_id": "STRING", "customer_id": "STRING", "order_date": "DATE", "order_amount": "STRING"}
-    server.add_table("sales", "wrong", columns, [("o1", "c1", D, "10.00"), ("o2", "c1", D, "much")])
-    for table, message in (("short", "has no column customer_id, order_date, order_amount"), ("wrong", "order_amount")):
-        settings = settings_for(tmp_path / table, **addressed(server), bigquery_source=f"shop-project.sales.{table}")
-        with pytest.raises(InputRefused, match=message):
-            take_in_source(on_bigquery(server, settings))
 
 
 def test_a_dataset_in_another_location_is_refused(server, warehouse):

@@ -1,0 +1,101 @@
+"""Do our orders still say what the source says? Day by day, after the same rules as a pull; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from retention_ops.clock import Clock, system_clock
+from retention_ops.errors import InputRefused
+from retention_ops.sources.pull import Desk, desk
+from retention_ops.sources.reader import dialect_of, open_reader
+from retention_ops.sources.reading import Progress
+from retention_ops.sources.select import read_select
+from retention_ops.warehouse.catalog import TABLES
+from retention_ops.warehouse.dialect import no_rows, parquet_scan
+from retention_ops.warehouse.seam import Warehouse
+from retention_ops.warehouse.versions import OrdersVersion, current_orders
+
+WEEK = timedelta(days=6)
+
+
+@dataclass(frozen=True)
+class Day:
+    """One date: orders and their value in cents, in the source and with us; `differing` orders are not the same in both."""
+
+    day: date
+    source_orders: int
+    source_cents: int
+    our_orders: int
+    our_cents: int
+    differing: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Dates from `since` to `through` were compared; `off` are those that differ, `week` seven days to look at.
+
+    `version` is None before the first pull: then nothing is compared and `off` is empty.
+    """
+
+    kind: str
+    version: str | None
+    since: date
+    through: date
+    orders_compared: int
+    off: list[Day]
+    week: list[Day]
+    rows_read: int
+    excluded: dict[str, int]
+
+
+def check_source(
+    lake: Warehouse, *, week_of: date | None = None, everything: bool = False, show_values: bool = False, clock: Clock = system_clock,
+    progress: Progress = lambda text: None,
+) -> CheckReport:
+    """Compare the source with the orders in force, over the last `lookback_days` that are complete, or over `everything`.
+
+    `week_of` shows the Monday-to-Sunday week of that date, else the last seven days. Raises as `pull` does.
+    """
+    settings = lake.settings
+    select = read_select(settings.source_sql, dialect_of(settings.source))
+    version = current_orders(settings)
+    week = week_of - timedelta(days=week_of.weekday()) if week_of else None
+    with desk(settings, show_values, clock, progress) as at:
+        through = version.complete_through if version else at.limits.today - timedelta(days=1)
+        since = through - timedelta(days=settings.lookback_days - 1)
+        with open_reader(lake, show_values) as reader:
+            plan = at.plan_since(reader, select, None if everything else min(filter(None, [since, week])), None)
+            file = at.fetch(reader, plan, None)
+        staged = at.staged(file)
+        if not staged.records and version is None:
+            raise InputRefused(f"{select.path} gives no row since {since}; is it the right database, and the right table?")
+        days = _compared(at, version)
+        if everything:
+            since = min((item.day for item in days if item.source_orders), default=since)
+        week = week or min(through, at.life() or through) - WEEK
+        known = {item.day: item for item in days}
+        compared = [item for item in days if since <= item.day <= through] if version else []
+        return CheckReport(
+            settings.source, version.version if version else None, since, through, sum(item.source_orders for item in compared),
+            [item for item in compared if item.differing],
+            [known.get(day, Day(day, 0, 0, 0, 0, 0)) for day in (week + timedelta(days=step) for step in range(7))],
+            staged.records, staged.excluded,
+        )
+
+
+def _compared(at: Desk, version: OrdersVersion | None) -> list[Day]:
+    """Every date on either side, oldest first."""
+    ours = f"SELECT * FROM {parquet_scan(version.path)}" if version else no_rows(TABLES["orders"])
+    rows = at.con.execute(f"""
+        WITH theirs AS (SELECT order_id, customer_id, order_date, order_cents FROM staged WHERE order_cents > 0),
+             ours AS (SELECT order_id, customer_id, order_date, order_cents FROM ({ours})),
+             either AS ((FROM theirs EXCEPT FROM ours) UNION ALL (FROM ours EXCEPT FROM theirs)),
+             differing AS (SELECT order_date, count(DISTINCT order_id) AS orders FROM either GROUP BY 1),
+             sums AS (SELECT order_date, count(*) FILTER (side = 's') AS s, coalesce(sum(order_cents) FILTER (side = 's'), 0) AS sc,
+                             count(*) FILTER (side = 'o') AS o, coalesce(sum(order_cents) FILTER (side = 'o'), 0) AS oc
+                      FROM (SELECT *, 's' AS side FROM theirs UNION ALL SELECT *, 'o' AS side FROM ours) GROUP BY 1)
+        SELECT order_date, s, sc, o, oc, coalesce(d.orders, 0) FROM sums LEFT JOIN differing d USING (order_date) ORDER BY 1
+    """).fetchall()
+    return [Day(day, s, int(sc), o, int(oc), differing) for day, s, sc, o, oc, differing in rows]
+

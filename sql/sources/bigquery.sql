@@ -1,0 +1,16 @@
+-- Your orders, one row each, out of your own BigQuery tables: put your names in place of these.
+-- It runs there as a job of your account and is never written to. Who counts as a customer, what counts as an order and what
+-- it is worth is decided here, in the open. Change it freely: the next pull notices and reads everything again.
+SELECT
+  o.order_id,
+  -- accounts that were merged: COALESCE(c.merged_into, o.customer_id) with a JOIN; guests: TO_HEX(SHA256(LOWER(o.email)))
+  o.customer_id,
+  o.created_at AS ordered_at,    -- TIMESTAMP is dated in shop_timezone; DATETIME is taken for the shop's own time
+  o.total AS order_amount,       -- NUMERIC, in currency units
+  o.currency,                    -- one per shop: convert here, or keep one of them
+  o.status,                      -- which of them count is RETENTION_OPS_COMPLETED_STATUSES
+  o.is_test,                     -- FALSE where you have none; orders of your own staff belong here too
+  o.updated_at                   -- optional: with it, changes to orders older than lookback_days are seen as well
+FROM `my-project.sales.orders` AS o
+WHERE o.customer_id IS NOT NULL  -- guests without any id cannot be recognised when they come back
+-- B2B: AND o.channel <> 'wholesale'
