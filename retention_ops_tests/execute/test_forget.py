@@ -1,0 +1,359 @@
+"""A person is forgotten: no trace in any file or database but the keyed mark, nothing sent, nothing stale, the log's chain whole.
+
+A live shop whose ids are addresses: the loop ran in the home's own Dagster with Slack and Sheets behind loopback servers, an assistant
+asked about the person, and an older version of everything is still on disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
+
+from retention_ops.cli import app
+from retention_ops.definitions import build_loop
+from retention_ops.detect.compute import alert_history
+from retention_ops.errors import RetentionOpsError, SettingsError
+from retention_ops.execute import ledger
+from retention_ops.execute.destinations.choice import WITHDRAWAL_SLOT
+from retention_ops.execute.forget import forget
+from retention_ops.execute.respond import Responder
+from retention_ops.launch import run_dates
+from retention_ops.log import forgotten, runs
+from retention_ops.log.database import exposures, ops_database, ops_events, pending_handovers
+from retention_ops.package.audiences import audience_sha256
+from retention_ops.package.pack import find_pack, verify
+from retention_ops.settings import load_settings
+from retention_ops.sources.identity import held_as, identity_of
+from retention_ops.sources.ingest import ERASED, ingest
+from retention_ops.status import status
+from retention_ops.warehouse.freshness import freshness
+from retention_ops.warehouse.lake import Lake
+from retention_ops_tests.conftest import LAST_DAY
+from retention_ops_tests.execute.servers.sheets import SheetsServer
+from retention_ops_tests.execute.servers.slack import CHANNEL, TOKEN, SlackServer
+from retention_ops_tests.execute.stage import FakeClock
+from retention_ops_tests.shops import lake_with, small_shop
+
+KEY = "a-key-that-nobody-guesses-0123456789"
+
+
+def address(customer: str) -> str:
+    return f"{customer}.person@mail.example"
+
+
+class World:
+    """The two services, and a home in which the whole loop ran for the days up to the newest alert."""
+
+    def __init__(self, stack: ExitStack, folder: Path):
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.chdir(folder)
+        self.sheets, self.slack = stack.enter_context(SheetsServer()), None
+        self.clock = FakeClock(datetime(2024, 6, 1, 8, tzinfo=UTC))
+        self.slack = stack.enter_context(SlackServer(clock=lambda: self.clock().timestamp()))
+        self.environment = {
+            "RETENTION_OPS_ID_KEY": KEY, "RETENTION_OPS_SLACK_TOKEN": TOKEN, "RETENTION_OPS_GOOGLE_CREDENTIALS": self.sheets.credentials(),
+            "RETENTION_OPS_MODE": "live", "RETENTION_OPS_MIN_SAMPLE": "10", "RETENTION_OPS_MESSAGES_TO": "slack",
+            "RETENTION_OPS_SLACK_CHANNEL": CHANNEL, "RETENTION_OPS_SLACK_API_URL": self.slack.api_url, "RETENTION_OPS_LISTS_TO": "sheets",
+            "RETENTION_OPS_SHEETS_SPREADSHEET": "book", "RETENTION_OPS_SHEETS_API_URL": self.sheets.url,
+            "RETENTION_OPS_HOLDOUT_PCT": "0", "RETENTION_OPS_HANDOVER_COOLDOWN_DAYS": "0",
+        }
+        for name, value in self.environment.items():
+            patch.setenv(name, value)
+        self.home = folder / "home"
+        self._prepare()
+
+    def _prepare(self) -> None:
+        orders = small_shop()
+        orders["customer_id"] = orders["customer_id"].map(address)
+        people = sorted(set(orders["customer_id"]))
+        # two versions of the orders: the first one stays on disk
+        lake_with(orders.iloc[:-20], self.home, min_sample=10)
+        lake = lake_with(orders, self.home, min_sample=10, customers=pd.DataFrame({"customer_id": people, "country": "DE"}))
+        for path in (self.home / "orders.csv", self.home / "customers.csv"):
+            path.unlink()  # the shop's own exports
+        history = alert_history(lake, LAST_DAY - timedelta(100), LAST_DAY)
+        self.day = history.loc[history["alert_flag"], "alert_date"].dt.date.max()
+        self.clock.now = datetime.combine(self.day + timedelta(days=1), datetime.min.time(), UTC) + timedelta(hours=8)
+        loop = build_loop(load_settings(home=self.home), self.clock)
+        outcome = run_dates(loop, self.day - timedelta(days=2), self.day)
+        assert outcome.success, outcome.errors
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with ExitStack() as stack:
+        yield World(stack, tmp_path_factory.mktemp("forget"))
+
+
+@dataclass
+class Shop:
+    """A copy of the world's home for one test."""
+
+    world: World
+    home: Path
+
+    def __post_init__(self) -> None:
+        self.settings = load_settings(home=self.home)
+        self.lake = Lake(self.settings)
+        self.day, self.clock = self.world.day, self.world.clock
+        pack = find_pack(self.settings, self.day)
+        brief = (pack.folder / f"briefing_{pack.severity}.md").read_text()
+        lists = [pd.read_csv(pack.folder / pack.manifest["audiences"][tier]["file"])["customer_id"].tolist() for tier in ("P1", "P2")]
+        self.held = next(each for each in [*lists[0], *lists[1]] if each.replace("_", "\\_") in brief or each in brief)
+        self.given = next(each for each in map(address, sorted(set(small_shop()["customer_id"]))) if held_as(self.settings, each) == self.held)
+
+    def responder(self, engine, **changes) -> Responder:
+        return Responder(self.lake, engine, self.settings, "a-person", clock=self.clock, sleep=self.clock.sleep, **changes)
+
+    def forget(self, **changes):
+        with ops_database(self.settings) as engine:
+            return forget(self.responder(engine, **changes), [self.held], identity_of(self.settings), [self.given])
+
+    def asked_by_an_assistant(self) -> None:
+        with ops_database(self.settings) as engine, engine.begin() as connection:
+            detail = {"method": "tools/call", "what": "explain_customer", "arguments": {"customer_id": self.held, "date": str(self.day)}}
+            ledger.note(connection, self.clock(), "mcp_call", "ada", json.dumps(detail))
+
+    def spilled(self) -> None:
+        """What killed processes leave: half a partition, a scratch folder, deleted rows in the database's free pages."""
+        (self.home / "lake" / "churn_detection" / f"day={self.day}" / ".part-0.parquet.999999-abcd.partial").write_text(self.held)
+        (self.home / "tmp" / "ingest-killed").mkdir(parents=True, exist_ok=True)
+        (self.home / "tmp" / "ingest-killed" / "rows.csv").write_text(self.given)
+        (self.home / "action_packs" / ".builds" / "2024-01-01.abandoned").mkdir()
+        (self.home / "action_packs" / ".builds" / "2024-01-01.abandoned" / "audience_P1.csv").write_text(self.held)
+        with ops_database(self.settings) as engine, engine.begin() as connection:
+            key = connection.execute(sa.select(ledger.actions.c.key).limit(1)).scalar_one()
+            connection.execute(pending_handovers.insert().values(action_key=key, arms={"P1": {"treated": [self.held] * 200}}))
+        with ops_database(self.settings) as engine, engine.begin() as connection:
+            connection.execute(pending_handovers.update().values(arms={"P1": {"treated": [self.held, "other"]}}))
+        storage = self.home / "dagster" / "storage"
+        (storage / "accident").mkdir(parents=True)
+        (storage / "accident" / "compute.err").write_text(f"Traceback: no such customer {self.held}, said a library\nkept\n")
+
+
+@pytest.fixture
+def shop(world, tmp_path, monkeypatch):
+    for name, value in world.environment.items():
+        monkeypatch.setenv(name, value)
+    shutil.copytree(world.home, tmp_path / "home", symlinks=True)
+    sheets, messages = copy.deepcopy(world.sheets.sheets), list(world.slack.messages)
+    yield Shop(world, tmp_path / "home")
+    world.sheets.sheets = sheets
+    world.slack.messages[:] = messages
+
+
+def traces(home: Path, *names: str) -> dict[str, list[str]]:
+    """Everywhere a name stands: every file as it lies there, and every Parquet file and DuckDB file opened."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(home.rglob("*")):
+        if not path.is_file() or path.is_symlink():
+            continue
+        data = path.read_bytes()
+        if path.suffix == ".parquet":
+            with duckdb.connect() as con:
+                data += con.sql(f"SELECT * FROM read_parquet('{path}', hive_partitioning = false)").df().to_csv().encode()
+                data += con.sql(f"SELECT * FROM parquet_metadata('{path}')").df().to_csv().encode()
+                data += con.sql(f"SELECT * FROM parquet_kv_metadata('{path}')").df().to_csv().encode()
+        for name in names:
+            if name.encode() in data:
+                found.setdefault(str(path.relative_to(home)), []).append(name)
+    return found
+
+
+def sent(shop: Shop) -> int:
+    return len([request for request in shop.world.slack.requests if "postMessage" in request.path or "update" in request.path])
+
+
+def test_no_trace_is_left_but_the_keyed_mark(shop):
+    shop.asked_by_an_assistant()
+    shop.spilled()
+    before = traces(shop.home, shop.held, shop.given)
+    places = {place.split("/")[0] for place in before}
+    assert places >= {"lake", "action_packs", "dagster", "ops.sqlite", "tmp"}, f"the search itself: {sorted(before)}"
+    messages = sent(shop)
+    outcome = shop.forget()
+    assert traces(shop.home, shop.held, shop.given) == {}
+    assert sent(shop) == messages, "a forget sends nothing"
+    assert {"orders", "customers", "customer_priority", "churn_detection", "packs", "exposures", "actions", "audit events"} <= set(outcome.erased)
+    assert any("slack post" in text and "http" in text for text in outcome.unreached), outcome.unreached
+    with ops_database(shop.settings) as engine:
+        (request,) = forgotten.find(engine)
+        assert request["mark"] == identity_of(shop.settings).mark(shop.held) and request["finished_at"] is not None
+        assert runs.first_broken_row(engine) is None
+    verified = CliRunner().invoke(app, ["--home", str(shop.home), "audit", "verify"])
+    assert verified.exit_code == 0, verified.output
+
+
+def test_worksheets_that_may_hold_the_person_go_and_the_trail_says_so(shop):
+    held = [sheet.title for sheet in shop.world.sheets.sheets["book"] if any(shop.held in row for row in sheet.values)]
+    assert held
+    shop.forget()
+    assert [title for title in held if title in shop.world.sheets.titles()] == [] and "Sheet1" in shop.world.sheets.titles()
+    with ops_database(shop.settings) as engine:
+        rows = ledger.find(engine, slot=WITHDRAWAL_SLOT)
+        assert rows and {row["state"] for row in rows} == {ledger.SENT} and {row["payload"]["why"] for row in rows} == {ERASED}
+
+
+def test_totals_stay_and_nothing_becomes_stale_or_is_answered_anew(shop):
+    kept = {table: shop.lake.read(table, shop.day) for table in ("retention_daily", "alert_logic")}
+    before, others = freshness(shop.lake), shop.lake.read("customer_priority", shop.day)
+    facts = find_pack(shop.settings, shop.day).manifest
+    with ops_database(shop.settings) as engine:
+        counts = runs.rows(engine)
+    shop.forget()
+    for table, rows in kept.items():
+        pd.testing.assert_frame_equal(rows, shop.lake.read(table, shop.day))
+    assert freshness(shop.lake) == before
+    left = shop.lake.read("customer_priority", shop.day)
+    pd.testing.assert_frame_equal(left, others[others["customer_id"] != shop.held].reset_index(drop=True))
+    pack = find_pack(shop.settings, shop.day)
+    verify(pack)
+    assert pack.facts_sha256 == facts["facts_sha256"] and pack.manifest["alert_versions"] == facts["alert_versions"]
+    assert pack.manifest["erased"][0]["before"] == {"audience_sha256": facts["audience_sha256"]}
+    with ops_database(shop.settings) as engine:
+        assert runs.rows(engine) == counts
+        responder = shop.responder(engine)
+        assert pack.manifest["audience_sha256"] == audience_sha256(responder.lists(shop.day)), "nothing counts as a changed list"
+        assert not responder.gate(shop.day).acts
+    facts = status(shop.settings, shop.clock)
+    assert (facts["stale_dates"], facts["stale_packs"], facts["mismatches"]) == ([], [], [])
+
+
+def test_a_forgotten_customer_does_not_come_in_again(shop, monkeypatch):
+    shop.forget()
+    file = shop.home.parent / "again.csv"
+    file.write_text(f"order_id,customer_id,order_date,order_amount\nz1,{shop.given},{shop.day},9.00\nz2,{address('new')},{shop.day},9.00\n"
+                    f"z3,{shop.held},{shop.day},9.00\n")
+    report = ingest([file], "orders", shop.settings, complete_through=shop.day)
+    assert report.excluded == {ERASED: 2} and report.added == 1
+    file.write_text(f"customer_id,country\n{shop.given},DE\nC1,FR\n")
+    report = ingest([file], "customers", shop.settings)
+    assert report.excluded == {ERASED: 1} and report.added == 1
+    assert traces(shop.home, shop.held, shop.given) == {}
+    monkeypatch.delenv("RETENTION_OPS_ID_KEY")
+    with pytest.raises(SettingsError, match="1 customers were forgotten here, and RETENTION_OPS_ID_KEY is not set"):
+        ingest([file], "customers", shop.settings)
+
+
+class Killed(BaseException):
+    pass
+
+
+STEPS = ("worksheets", "orders", "customers", "packs", "ops database", "Dagster's storage")
+
+
+@pytest.mark.parametrize("step", ["tables", *(pytest.param(step, marks=pytest.mark.slow) for step in STEPS)])
+def test_killed_at_any_step_the_same_request_ends_it(shop, step):
+    def strike(name: str, row: dict[str, Any]) -> None:
+        if name == "forget" and row["step"] == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        shop.forget(checkpoint=strike)
+    with ops_database(shop.settings) as engine:
+        (request,) = forgotten.find(engine)
+        assert request["finished_at"] is None and shop.held not in json.dumps([request["progress"], request["unreached"]])
+    outcome = shop.forget()
+    assert traces(shop.home, shop.held, shop.given) == {}
+    assert any("slack post" in text for text in outcome.unreached), "what it could not reach is known from the first time"
+    verify(find_pack(shop.settings, shop.day))
+
+
+def test_forgetting_twice_says_when_it_was_asked_for_first(shop):
+    shop.forget()
+    again = shop.forget()
+    assert again.erased == {} and again.before[0]["finished_at"] is not None
+
+
+def test_nobody_is_blocked_who_is_not_known(shop):
+    with ops_database(shop.settings) as engine:
+        with pytest.raises(RetentionOpsError, match="nothing is held"):
+            forget(shop.responder(engine), ["C999999"], identity_of(shop.settings))
+        assert forgotten.find(engine) == []
+
+
+def test_records_are_append_only_unless_an_erasure_is_under_way(shop):
+    with ops_database(shop.settings) as engine:
+        for statement in (exposures.delete(), ops_events.update().values(detail="x"), ops_events.delete()):
+            with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+                connection.execute(statement)
+        forgotten.begin(engine, ["0" * 64], "f", shop.clock(), [])
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+            connection.execute(ops_events.delete())
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+            connection.execute(exposures.update().values(tier="P9"))
+
+
+# -- the commands -------------------------------------------------------------------------------------------------------
+
+
+def command(shop: Shop, *words: str, **options: Any):
+    return CliRunner().invoke(app, ["--home", str(shop.home), *words], **options)
+
+
+def test_the_command_shows_first_asks_and_reads_standard_input(shop):
+    looked = command(shop, "forget", shop.given, "--dry-run", "--json")
+    assert looked.exit_code == 0, looked.output
+    told = json.loads(looked.stdout)
+    assert told["would_erase"]["orders"] > 0 and traces(shop.home, shop.held) != {}
+    refused = command(shop, "forget", shop.given, input="n\n")
+    assert refused.exit_code == 1 and traces(shop.home, shop.held) != {}
+    done = command(shop, "forget", "-", "--yes", "--json", input=f"{shop.given}\n")
+    assert done.exit_code == 0, done.output
+    assert traces(shop.home, shop.held, shop.given) == {}
+
+
+def test_everything_held_about_a_person_is_exported_for_their_eyes(shop):
+    shop.asked_by_an_assistant()
+    out = shop.home.parent / "anna.json"
+    done = command(shop, "export-person", shop.given, "--json", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert out.stat().st_mode & 0o777 == 0o600
+    told = json.loads(out.read_text())
+    assert told["customer_id"] == shop.held and told["attributes"]["country"] == "DE" and told["asked_about"] == 1
+    assert told["risk"]["customer_id"] == shop.held and told["priority_over_time"][-1]["to"] == str(shop.day)
+    assert {row["destination"] for row in told["hand_overs"]} == {"sheets"} and str(shop.day) in told["packs"]
+    assert any(row["by"] == "slack" for row in told["named_in"])
+    page = command(shop, "export-person", shop.given)
+    assert page.exit_code == 0 and "## Orders" in page.stdout and str(len(told["orders"])) and "P" in page.stdout
+    missing = command(shop, "export-person", "nobody")
+    assert missing.exit_code == 1
+
+
+def test_a_brief_leads_back_to_the_person_through_the_shops_own_list(shop):
+    crm = shop.home.parent / "crm.csv"
+    crm.write_text(f"name,email\nAnna,{shop.given}\nNobody,\n")
+    out = shop.home.parent / "crm_with_ids.csv"
+    done = command(shop, "ids", "--file", str(crm), "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert out.read_text().splitlines()[1:] == [f"{shop.held},Anna,{shop.given}", ",Nobody,"]
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert command(shop, "ids", shop.given).stdout.strip() == shop.held
+    explained = command(shop, "explain", "--customer", shop.given, "--date", str(shop.day))
+    assert shop.held in explained.stdout and shop.given not in explained.stdout
+
+
+def test_worksheets_expire(shop):
+    with ops_database(shop.settings) as engine:
+        assert shop.responder(engine).expire_lists() == []
+        titles = shop.world.sheets.titles()
+        shop.clock.now += timedelta(days=shop.settings.sheets_keep_days + 1)
+        try:
+            rows = shop.responder(engine, mode=lambda: "shadow").expire_lists()
+            assert rows and {row["state"] for row in rows} == {ledger.SENT}, "also where nothing else would leave"
+            assert shop.world.sheets.titles() == ["Sheet1"] and len(titles) > 1
+            assert shop.responder(engine).expire_lists() == [], "once"
+        finally:
+            shop.clock.now -= timedelta(days=shop.settings.sheets_keep_days + 1)
