@@ -74,8 +74,8 @@ def forget(
             if place not in CHANGED_BY_ITSELF}
     if left:
         raise RetentionOpsError(f"still there, written meanwhile: {', '.join(left)}. Run the same command again")
-    forgotten.finish(responder.engine, marked, responder.clock())
     forgotten.compact(responder.engine)
+    forgotten.finish(responder.engine, marked, responder.clock())
     unreached = list(dict.fromkeys(text for row in known_requests(responder, identity, ids) for text in row["unreached"]))
     waiting = [{"key": row["key"], "state": row["state"], "why": row["last_error"]} for row in withdrawn if row["state"] != ledger.SENT]
     return Outcome(found.places, unreached, waiting, before)

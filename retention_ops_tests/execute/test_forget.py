@@ -112,7 +112,8 @@ class Shop:
         brief = (pack.folder / f"briefing_{pack.severity}.md").read_text()
         lists = [pd.read_csv(pack.folder / pack.manifest["audiences"][tier]["file"])["customer_id"].tolist() for tier in ("P1", "P2")]
         self.held = next(each for each in [*lists[0], *lists[1]] if each.replace("_", "\\_") in brief or each in brief)
-        self.given = next(each for each in map(address, sorted(set(small_shop()["customer_id"]))) if held_as(self.settings, each) == self.held)
+        people = map(address, sorted(set(small_shop()["customer_id"])))
+        self.given = next(each for each in people if held_as(self.settings, each) == self.held)
 
     def responder(self, engine, **changes) -> Responder:
         return Responder(self.lake, engine, self.settings, "a-person", clock=self.clock, sleep=self.clock.sleep, **changes)
@@ -186,7 +187,8 @@ def test_no_trace_is_left_but_the_keyed_mark(shop):
     outcome = shop.forget()
     assert traces(shop.home, shop.held, shop.given) == {}
     assert sent(shop) == messages, "a forget sends nothing"
-    assert {"orders", "customers", "customer_priority", "churn_detection", "packs", "exposures", "actions", "audit events"} <= set(outcome.erased)
+    assert {"orders", "customers", "customer_priority", "churn_detection", "packs", "exposures", "actions", "audit events",
+            "worksheets"} <= set(outcome.erased)
     assert any("slack post" in text and "http" in text for text in outcome.unreached), outcome.unreached
     with ops_database(shop.settings) as engine:
         (request,) = forgotten.find(engine)
