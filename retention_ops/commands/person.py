@@ -51,16 +51,22 @@ def forget(
             found = erasing.preview(acting, [*held, *given])
             _show_preview(settings, found, as_json)
             return
-        _refuse_while_runs_go_on(settings)
+        if going := _runs_under_way(settings):
+            raise RetentionOpsError(f"{going}: what is erased now could be written back. Wait until they have ended, or stop them in the "
+                                    "UI, and run the same command again")
         if not yes:
             _ask(erasing.preview(acting, [*held, *given]), len(held), as_json)
         with shared.err.status("erasing") if not as_json else shared.nothing() as spinner:
             outcome = erasing.forget(acting, held, identity, given, lambda step: spinner.update(escape(step)) if spinner else None)
+    begun = _runs_under_way(settings)  # it may have read the old orders before they went
     if as_json:
-        shared.print_json({"erased": outcome.erased, "unreached": outcome.unreached, "waiting": outcome.waiting, "before": outcome.before})
+        shared.print_json({"erased": outcome.erased, "unreached": outcome.unreached, "waiting": outcome.waiting, "before": outcome.before,
+                           "run_again": bool(begun)})
     else:
         _show_outcome(settings, outcome, len(held))
-    if outcome.waiting:
+    if begun:
+        shared.err.print(f"[yellow]{begun} since[/yellow]: run the same command again once they have ended.", soft_wrap=True)
+    if outcome.waiting or begun:
         raise typer.Exit(1)
 
 
@@ -75,16 +81,13 @@ def _people(settings: Settings, ids: list[str]) -> tuple[list[str], list[str]]:
     return given, list(dict.fromkeys(held_as(settings, each) for each in given))
 
 
-def _refuse_while_runs_go_on(settings: Settings) -> None:
-    """A run under way holds rows in memory and would write them back."""
+def _runs_under_way(settings: Settings) -> str:
+    """Runs that hold rows in memory and could write them back, in words; empty where there are none."""
     from retention_ops.launch import instance, runs_under_way
 
     with instance(settings) as stored:
         going = runs_under_way(stored)
-    if going:
-        named = ", ".join(each[:8] for each in going)
-        raise RetentionOpsError(f"{count(len(going), 'run')} under way ({named}): what is erased now could be written back. Wait until "
-                                "they have ended, or stop them in the UI, and run the same command again")
+    return f"{count(len(going), 'run')} under way ({', '.join(each[:8] for each in going)})" if going else ""
 
 
 def _ask(found: Any, people: int, as_json: bool) -> None:

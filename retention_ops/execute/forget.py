@@ -26,9 +26,6 @@ from retention_ops.sources.identity import Identity
 from retention_ops.warehouse.files import clear_abandoned
 from retention_ops.warehouse.versions import current_customers, current_suppressions
 
-CHANGED_BY_ITSELF = ("worksheets",)
-"""what another system deletes: told by its action, not by looking again"""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -70,8 +67,7 @@ def forget(
     forgotten.begin(responder.engine, marked, identity.fingerprint, responder.clock(), found.unreached)
     withdrawn = _erase(responder, ids, traces, marked, progress)
     progress("looking again")
-    left = {place: number for place, number in trace(responder.lake, responder.engine, traces).places.items()
-            if place not in CHANGED_BY_ITSELF}
+    left = trace(responder.lake, responder.engine, traces).places
     if left:
         raise RetentionOpsError(f"still there, written meanwhile: {', '.join(left)}. Run the same command again")
     forgotten.compact(responder.engine)

@@ -132,6 +132,7 @@ class _Staged:
     warnings: list[str]
     identity: Identity
     hashed: int = 0
+    forgotten: frozenset[str] = frozenset()
 
     @property
     def records(self) -> int:
@@ -226,7 +227,7 @@ def _keep_ids(con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Setting
 
     identity = staged.identity
     refuse_change(con, settings, identity)
-    forgotten = marks(settings, identity)
+    forgotten = staged.forgotten = marks(settings, identity)
     if identity.hashing == "off" and not forgotten:
         return
     address = f"contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
@@ -251,6 +252,14 @@ def _keep_ids(con: duckdb.DuckDBPyConnection, staged: _Staged, settings: Setting
     con.unregister("kept_ids")
     con.execute("DROP TABLE lines")
     con.execute("ALTER TABLE kept_lines RENAME TO lines")
+
+
+def _refuse_forgotten_meanwhile(staged: _Staged, settings: Settings) -> None:
+    """Asked under the table's lock, which an erasure takes after its request stands: nobody comes back through a file read before."""
+    from retention_ops.log.forgotten import marks
+
+    if marks(settings, staged.identity) != staged.forgotten:
+        raise InputRefused("a customer was forgotten while these files were read; nothing was written.\nIngest them again.")
 
 
 def _count_excluded(staged: _Staged, reason: str, records: int) -> None:
@@ -404,6 +413,7 @@ def _commit_orders(
         _refuse_no_orders(con, staged)
         _refuse_before(complete_through, con.execute("SELECT min(order_date) FROM staged WHERE order_cents > 0").fetchone()[0])
     with store.locked(progress):
+        _refuse_forgotten_meanwhile(staged, settings)
         parent = store.current()
         if parent is None:
             _refuse_no_orders(con, staged)
@@ -566,6 +576,7 @@ def _commit_customers(
     """Bring known customers up to date by id and add the others, under the lock."""
     store = customers_store(settings)
     with store.locked(progress):
+        _refuse_forgotten_meanwhile(staged, settings)
         parent = store.current()
         _know(con, store, parent)
         counts = _compare_customers(con)
@@ -611,6 +622,7 @@ def _commit_suppressions(
     """Add to the list, under the lock, or with `replace` put the files in its place."""
     store = suppressions_store(settings)
     with store.locked(progress):
+        _refuse_forgotten_meanwhile(staged, settings)
         parent = store.current()
         _know(con, store, parent)
         counts = _compare_suppressions(con, staged, replace)

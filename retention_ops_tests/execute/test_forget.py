@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import duckdb
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from mcp import Client
 from typer.testing import CliRunner
 
 from retention_ops.cli import app
@@ -31,19 +34,23 @@ from retention_ops.execute.forget import forget
 from retention_ops.execute.respond import Responder
 from retention_ops.launch import run_dates
 from retention_ops.log import forgotten, runs
-from retention_ops.log.database import exposures, ops_database, ops_events, pending_handovers
+from retention_ops.log.database import exposures, incidents, ops_database, ops_events, pending_handovers
+from retention_ops.log.exposures import record
+from retention_ops.log.traces import Traces
 from retention_ops.package.audiences import audience_sha256
 from retention_ops.package.pack import find_pack, verify
+from retention_ops.serve.server import build_server, open_desk
 from retention_ops.settings import load_settings
 from retention_ops.sources.identity import held_as, identity_of
 from retention_ops.sources.ingest import ERASED, ingest
+from retention_ops.sources.shop import write_shop
 from retention_ops.status import status
 from retention_ops.warehouse.freshness import freshness
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.execute.servers.sheets import SheetsServer
 from retention_ops_tests.execute.servers.slack import CHANNEL, TOKEN, SlackServer
-from retention_ops_tests.execute.stage import FakeClock
+from retention_ops_tests.execute.stage import FakeClock, intent
 from retention_ops_tests.shops import lake_with, small_shop
 
 KEY = "a-key-that-nobody-guesses-0123456789"
@@ -279,6 +286,51 @@ def test_forgetting_twice_says_when_it_was_asked_for_first(shop):
     assert again.erased == {} and again.before[0]["finished_at"] is not None
 
 
+@pytest.mark.slow
+def test_the_demo_shop_forgets_whom_an_assistant_asked_about(tmp_path, monkeypatch):
+    """The shop of the demo, the loop in its own Dagster in live mode, a brief told by Slack, lists in Sheets, and an MCP session."""
+    monkeypatch.setenv("RETENTION_OPS_ID_KEY", KEY)
+    shown = write_shop(tmp_path / "shop", customers=1500)
+    clock = FakeClock(datetime.combine(shown.last_date + timedelta(days=1), datetime.min.time(), UTC) + timedelta(hours=8))
+    with SlackServer(clock=lambda: clock().timestamp()) as slack, SheetsServer() as sheets:
+        for name, value in {
+            "MODE": "live", "MESSAGES_TO": "slack", "SLACK_CHANNEL": CHANNEL, "SLACK_API_URL": slack.api_url, "SLACK_TOKEN": TOKEN,
+            "LISTS_TO": "sheets", "SHEETS_SPREADSHEET": "book", "SHEETS_API_URL": sheets.url,
+            "GOOGLE_CREDENTIALS": sheets.credentials(), "HOLDOUT_PCT": "0",
+        }.items():
+            monkeypatch.setenv(f"RETENTION_OPS_{name}", value)
+        settings = load_settings(home=tmp_path / "home")
+        for file, preset in ((shown.orders, "orders"), (shown.customers, "customers")):
+            ingest([file], preset, settings)
+        loop = build_loop(settings, clock)
+        assert run_dates(loop, shown.last_date - timedelta(days=2), shown.last_date).success
+        pack = find_pack(settings, shown.last_date)
+        brief = (pack.folder / "briefing.slack.json").read_text()
+        held = re.search(r"`(C\d{6})`", brief)[1]
+        with open_desk(lambda: settings, clock) as desk:
+            anyio.run(_asks, build_server(desk), held, str(shown.last_date))
+        places = {place.split("/")[0] for place in traces(settings.home, held)}
+        assert places >= {"lake", "action_packs", "ops.sqlite"}, places
+        assert any(held in str(sheet.values) for sheet in sheets.sheets["book"])
+        posts = len([request for request in slack.requests if "chat." in request.path])
+        done = CliRunner().invoke(app, ["--home", str(settings.home), "forget", held, "--yes"])
+        assert done.exit_code == 0, done.output
+        assert traces(settings.home, held) == {}
+        assert not any(held in str(sheet.values) for sheet in sheets.sheets["book"])
+        assert len([request for request in slack.requests if "chat." in request.path]) == posts
+        assert "slack post" in done.output and "Out of reach" in done.output
+        assert CliRunner().invoke(app, ["--home", str(settings.home), "audit", "verify"]).exit_code == 0
+        rebuilt = run_dates(loop, shown.last_date, shown.last_date)
+        assert rebuilt.success, rebuilt.errors
+        assert traces(settings.home, held) == {}, "what is built anew does not know them"
+
+
+async def _asks(server: Any, customer: str, day: str) -> None:
+    async with Client(server) as session:
+        answer = await session.call_tool("explain_customer", {"customer_id": customer, "date": day})
+        assert not answer.is_error, answer
+
+
 def test_nobody_is_blocked_who_is_not_known(shop):
     with ops_database(shop.settings) as engine:
         with pytest.raises(RetentionOpsError, match="nothing is held"):
@@ -296,6 +348,32 @@ def test_records_are_append_only_unless_an_erasure_is_under_way(shop):
             connection.execute(ops_events.delete())
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
             connection.execute(exposures.update().values(tier="P9"))
+
+
+def test_rows_are_gone_on_either_database(engine):
+    now, traces_of = datetime(2026, 7, 1, tzinfo=UTC), Traces(["C002392"])
+    with engine.begin() as connection:
+        ledger.plan(connection, [intent(payload={"text": "1. `C002392` P1\n2. `C004585` P1"})], now, "test", {})
+        (key,) = connection.execute(sa.select(ledger.actions.c.key)).scalars()
+        (number,) = connection.execute(incidents.insert().values(
+            alert_type="a", scope="global", mode="live", state="open", severity="WARNING", opened_on=now.date(), last_flagged_on=now.date(),
+            frozen_baseline=1, frozen_warning_pct=15, owner="", backup_owner="", ack_by=now, created_at=now, updated_at=now,
+        )).inserted_primary_key
+        record(connection, number, now.date(), key, {"C002392": ("P1", "treated"), "C004585": ("P1", "treated")}, now)
+        connection.execute(pending_handovers.insert().values(action_key=key, arms={"P1": {"treated": ["C002392", "C004585"]}}))
+        ledger.note(connection, now, "mcp_call", "ada", json.dumps({"arguments": {"customer_id": "C002392"}}))
+    forgotten.begin(engine, ["0" * 64], "f" * 16, now, ["a message"])
+    with engine.begin() as connection:
+        assert [len(forgotten.told(connection, traces_of)), len(forgotten.exposed(connection, ["C002392"]))] == [1, 1]
+        left, rewritten = forgotten.pending(connection, ["C002392"]), forgotten.events(connection, traces_of)
+        forgotten.erase_rows(connection, ["C002392"], left, rewritten)
+    forgotten.compact(engine)
+    forgotten.finish(engine, ["0" * 64], now)
+    with engine.connect() as connection:
+        text = str([connection.execute(sa.select(table)).all() for table in (exposures, pending_handovers, ops_events)])
+        assert "C002392" not in text and "C004585" in text
+    with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+        connection.execute(exposures.delete())
 
 
 # -- the commands -------------------------------------------------------------------------------------------------------
