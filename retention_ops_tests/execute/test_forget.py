@@ -94,7 +94,7 @@ class World:
         self.day = history.loc[history["alert_flag"], "alert_date"].dt.date.max()
         self.clock.now = datetime.combine(self.day + timedelta(days=1), datetime.min.time(), UTC) + timedelta(hours=8)
         loop = build_loop(load_settings(home=self.home), self.clock)
-        outcome = run_dates(loop, self.day - timedelta(days=2), self.day)
+        outcome = run_dates(loop, self.day - timedelta(days=1), self.day)
         assert outcome.success, outcome.errors
 
 
@@ -184,18 +184,71 @@ def sent(shop: Shop) -> int:
     return len([request for request in shop.world.slack.requests if "postMessage" in request.path or "update" in request.path])
 
 
-def test_no_trace_is_left_but_the_keyed_mark(shop):
+class Killed(BaseException):
+    pass
+
+
+def killed_at(step: str):
+    def strike(name: str, row: dict[str, Any]) -> None:
+        if name == "forget" and row["step"] == step:
+            raise Killed
+
+    return strike
+
+
+@dataclass
+class Erased:
+    """One person forgotten, by a command that was killed half-way and given again; and how things were before."""
+
+    shop: Shop
+    before: dict[str, list[str]]
+    tables: dict[str, pd.DataFrame]
+    stale: Any
+    manifest: dict[str, Any]
+    log: list[dict[str, Any]]
+    messages: int
+    lists: list[str]
+    outcome: Any
+    worksheets: list[str]
+
+
+@pytest.fixture(scope="module")
+def forgotten_once(world, tmp_path_factory):
+    home = tmp_path_factory.mktemp("erased") / "home"
+    shutil.copytree(world.home, home, symlinks=True)
+    sheets = copy.deepcopy(world.sheets.sheets)
+    shop = Shop(world, home)
     shop.asked_by_an_assistant()
     shop.spilled()
-    before = traces(shop.home, shop.held, shop.given)
-    places = {place.split("/")[0] for place in before}
-    assert places >= {"lake", "action_packs", "dagster", "ops.sqlite", "tmp"}, f"the search itself: {sorted(before)}"
-    messages = sent(shop)
+    with ops_database(shop.settings) as engine:
+        log = runs.rows(engine)
+    before = {
+        "before": traces(home, shop.held, shop.given), "stale": freshness(shop.lake), "log": log, "messages": sent(shop),
+        "tables": {table: shop.lake.read(table, shop.day) for table in ("retention_daily", "alert_logic", "customer_priority")},
+        "manifest": find_pack(shop.settings, shop.day).manifest,
+        "lists": [sheet.title for sheet in world.sheets.sheets["book"] if any(shop.held in row for row in sheet.values)],
+    }
+    with pytest.raises(Killed):
+        shop.forget(checkpoint=killed_at("tables"))
     outcome = shop.forget()
+    worksheets = world.sheets.titles()
+    world.sheets.sheets = sheets
+    return Erased(shop, **before, outcome=outcome, worksheets=worksheets)
+
+
+@pytest.fixture
+def erased(forgotten_once, monkeypatch):
+    for name, value in forgotten_once.shop.world.environment.items():
+        monkeypatch.setenv(name, value)
+    return forgotten_once
+
+
+def test_no_trace_is_left_but_the_keyed_mark(erased):
+    shop, outcome = erased.shop, erased.outcome
+    places = {place.split("/")[0] for place in erased.before}
+    assert places >= {"lake", "action_packs", "dagster", "ops.sqlite", "tmp"}, f"the search itself: {sorted(erased.before)}"
     assert traces(shop.home, shop.held, shop.given) == {}
-    assert sent(shop) == messages, "a forget sends nothing"
-    assert {"orders", "customers", "customer_priority", "churn_detection", "packs", "exposures", "actions", "audit events",
-            "worksheets"} <= set(outcome.erased)
+    assert sent(shop) == erased.messages, "a forget sends nothing"
     assert any("slack post" in text and "http" in text for text in outcome.unreached), outcome.unreached
     with ops_database(shop.settings) as engine:
         (request,) = forgotten.find(engine)
@@ -205,34 +258,27 @@ def test_no_trace_is_left_but_the_keyed_mark(shop):
     assert verified.exit_code == 0, verified.output
 
 
-def test_worksheets_that_may_hold_the_person_go_and_the_trail_says_so(shop):
-    held = [sheet.title for sheet in shop.world.sheets.sheets["book"] if any(shop.held in row for row in sheet.values)]
-    assert held
-    shop.forget()
-    assert [title for title in held if title in shop.world.sheets.titles()] == [] and "Sheet1" in shop.world.sheets.titles()
-    with ops_database(shop.settings) as engine:
+def test_worksheets_that_may_hold_the_person_go_and_the_trail_says_so(erased):
+    assert erased.lists and set(erased.lists).isdisjoint(erased.worksheets) and "Sheet1" in erased.worksheets
+    with ops_database(erased.shop.settings) as engine:
         rows = ledger.find(engine, slot=WITHDRAWAL_SLOT)
         assert rows and {row["state"] for row in rows} == {ledger.SENT} and {row["payload"]["why"] for row in rows} == {ERASED}
 
 
-def test_totals_stay_and_nothing_becomes_stale_or_is_answered_anew(shop):
-    kept = {table: shop.lake.read(table, shop.day) for table in ("retention_daily", "alert_logic")}
-    before, others = freshness(shop.lake), shop.lake.read("customer_priority", shop.day)
-    facts = find_pack(shop.settings, shop.day).manifest
-    with ops_database(shop.settings) as engine:
-        counts = runs.rows(engine)
-    shop.forget()
-    for table, rows in kept.items():
-        pd.testing.assert_frame_equal(rows, shop.lake.read(table, shop.day))
-    assert freshness(shop.lake) == before
-    left = shop.lake.read("customer_priority", shop.day)
-    pd.testing.assert_frame_equal(left, others[others["customer_id"] != shop.held].reset_index(drop=True))
+def test_totals_stay_and_nothing_becomes_stale_or_is_answered_anew(erased):
+    shop = erased.shop
+    for table in ("retention_daily", "alert_logic"):
+        pd.testing.assert_frame_equal(erased.tables[table], shop.lake.read(table, shop.day))
+    assert freshness(shop.lake) == erased.stale
+    before = erased.tables["customer_priority"]
+    left = before[before["customer_id"] != shop.held].reset_index(drop=True)
+    pd.testing.assert_frame_equal(shop.lake.read("customer_priority", shop.day), left)
     pack = find_pack(shop.settings, shop.day)
     verify(pack)
-    assert pack.facts_sha256 == facts["facts_sha256"] and pack.manifest["alert_versions"] == facts["alert_versions"]
-    assert pack.manifest["erased"][0]["before"] == {"audience_sha256": facts["audience_sha256"]}
+    assert pack.facts_sha256 == erased.manifest["facts_sha256"] and pack.manifest["alert_versions"] == erased.manifest["alert_versions"]
+    assert pack.manifest["erased"][0]["before"] == {"audience_sha256": erased.manifest["audience_sha256"]}
     with ops_database(shop.settings) as engine:
-        assert runs.rows(engine) == counts
+        assert runs.rows(engine) == erased.log
         responder = shop.responder(engine)
         assert pack.manifest["audience_sha256"] == audience_sha256(responder.lists(shop.day)), "nothing counts as a changed list"
         assert not responder.gate(shop.day).acts
@@ -240,8 +286,8 @@ def test_totals_stay_and_nothing_becomes_stale_or_is_answered_anew(shop):
     assert (facts["stale_dates"], facts["stale_packs"], facts["mismatches"]) == ([], [], [])
 
 
-def test_a_forgotten_customer_does_not_come_in_again(shop, monkeypatch):
-    shop.forget()
+def test_a_forgotten_customer_does_not_come_in_again(erased, monkeypatch):
+    shop = erased.shop
     file = shop.home.parent / "again.csv"
     file.write_text(f"order_id,customer_id,order_date,order_amount\nz1,{shop.given},{shop.day},9.00\nz2,{address('new')},{shop.day},9.00\n"
                     f"z3,{shop.held},{shop.day},9.00\n")
@@ -256,21 +302,14 @@ def test_a_forgotten_customer_does_not_come_in_again(shop, monkeypatch):
         ingest([file], "customers", shop.settings)
 
 
-class Killed(BaseException):
-    pass
-
-
 STEPS = ("worksheets", "orders", "customers", "packs", "ops database", "Dagster's storage")
 
 
-@pytest.mark.parametrize("step", ["tables", *(pytest.param(step, marks=pytest.mark.slow) for step in STEPS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_step_the_same_request_ends_it(shop, step):
-    def strike(name: str, row: dict[str, Any]) -> None:
-        if name == "forget" and row["step"] == step:
-            raise Killed
-
     with pytest.raises(Killed):
-        shop.forget(checkpoint=strike)
+        shop.forget(checkpoint=killed_at(step))
     with ops_database(shop.settings) as engine:
         (request,) = forgotten.find(engine)
         assert request["finished_at"] is None and shop.held not in json.dumps([request["progress"], request["unreached"]])
@@ -280,6 +319,7 @@ def test_killed_at_any_step_the_same_request_ends_it(shop, step):
     verify(find_pack(shop.settings, shop.day))
 
 
+@pytest.mark.slow
 def test_forgetting_twice_says_when_it_was_asked_for_first(shop):
     shop.forget()
     again = shop.forget()
@@ -383,11 +423,17 @@ def command(shop: Shop, *words: str, **options: Any):
     return CliRunner().invoke(app, ["--home", str(shop.home), *words], **options)
 
 
-def test_the_command_shows_first_asks_and_reads_standard_input(shop):
+def test_the_command_looks_without_touching_anything(shop):
+    before = traces(shop.home, shop.held)
     looked = command(shop, "forget", shop.given, "--dry-run", "--json")
     assert looked.exit_code == 0, looked.output
-    told = json.loads(looked.stdout)
-    assert told["would_erase"]["orders"] > 0 and traces(shop.home, shop.held) != {}
+    told = json.loads(looked.stdout)["would_erase"]
+    assert traces(shop.home, shop.held) == before
+    assert {"orders", "customers", "customer_priority", "churn_detection", "packs", "exposures", "actions", "worksheets"} <= set(told)
+
+
+@pytest.mark.slow
+def test_the_command_asks_and_reads_standard_input(shop):
     refused = command(shop, "forget", shop.given, input="n\n")
     assert refused.exit_code == 1 and traces(shop.home, shop.held) != {}
     done = command(shop, "forget", "-", "--yes", "--json", input=f"{shop.given}\n")
