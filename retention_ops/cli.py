@@ -28,6 +28,7 @@ from retention_ops.commands import (
     init,
     mcp,
     morning,
+    person,
     preview,
     runs,
     shared,
@@ -42,7 +43,9 @@ app = typer.Typer(
     help="Detect slipping customers, package what to do about it, execute it once, log whether it worked.",
     epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
 )
-for commands in (init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, doctor.app, mcp.app):
+for commands in (
+    init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, doctor.app, person.app, mcp.app,
+):
     app.add_typer(commands)
 actions.app.add_typer(preview.app)
 for group in (source.app, backtest.app, actions.app, incidents.app, audit.app):

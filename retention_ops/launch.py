@@ -79,6 +79,13 @@ def close_killed_runs(stored: dg.DagsterInstance) -> list[str]:
     return closed
 
 
+def runs_under_way(stored: dg.DagsterInstance) -> list[str]:
+    """Ids of runs that have begun and not ended; those whose command was killed are closed first."""
+    close_killed_runs(stored)
+    begun = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    return [run.run_id for run in stored.get_runs(dg.RunsFilter(statuses=begun))]
+
+
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         "", description="ISO 3166 code whose public holidays may be days without trade, e.g. DE or GB-ENG; empty: no public holidays",
     )
     closures_file: Path | None = Field(None, description="csv from,to,reason: planned closures, both dates included; to empty: one day")
+    hash_customer_ids: Literal["emails", "all", "off"] = Field(
+        "emails", description="customer ids that are e-mail addresses, or all, are kept as keyed hashes; needs RETENTION_OPS_ID_KEY",
+    )
     max_order_amount: int = Field(10_000_000, description="an order above this many currency units is refused", gt=0)
 
     # where the orders come from, each morning
@@ -230,6 +233,7 @@ class Settings(BaseSettings):
     # keeping
     snapshot_keep_days: int = Field(90, description="newest days of base_customers, retention_snapshot, churn_detection", gt=0, le=36500)
     pack_keep_days: int = Field(90, description="days a pack is kept after it was built; a range builds its newest so many", gt=0, le=36500)
+    sheets_keep_days: int = Field(90, description="days a worksheet of ours stays in Google Sheets; the run deletes it", gt=0, le=36500)
     orders_keep_versions: int = Field(10, description="newest orders versions kept on disk", ge=2)
     trend_days: int = Field(60, description="days shown in the trend chart", ge=14, le=365)
 
@@ -370,6 +374,9 @@ class Secrets(BaseSettings):
     webhook_secret: SecretStr | None = Field(None, description="whsec_... of Standard Webhooks; the receiver verifies with it")
     webhook_apikey: SecretStr | None = Field(None, description="Make.com's x-make-apikey, where the hook asks for one")
     smtp_password: SecretStr | None = Field(None, description="mail server login")
+    id_key: SecretStr | None = Field(
+        None, description="hashes customer ids and marks forgotten customers; at least 32 characters: openssl rand -hex 32",
+    )
     mcp_tokens: SecretStr | None = Field(
         None, description="callers of the MCP server over HTTP: name:scope+scope:token, separated by commas; scopes read, actions",
     )

@@ -66,6 +66,10 @@ def explain(
     from retention_ops.detect.explain import explain_customer, explain_date
 
     lake = shared.lake(shared.settings())
+    if customer:
+        from retention_ops.sources.identity import held_as
+
+        customer = held_as(lake.settings, customer)
     facts, sentences = explain_customer(lake, customer, day) if customer else explain_date(lake, day)
     if as_json:
         shared.print_json({"facts": facts, "sentences": sentences})

@@ -87,6 +87,7 @@ def _installation(settings: Settings) -> Iterator[Any]:
     yield from _secrets_in_env_file()
     yield _lists(settings)
     yield _chances(settings)
+    yield _customer_ids(settings)
     yield _calendar(settings)
     yield _clock(settings)
 
@@ -227,6 +228,34 @@ def _lists(settings: Settings) -> Any:
     return _finding("lists", True, f"{asks}; {settings.holdout_pct} % held out in live; nobody twice in "
                     f"{settings.handover_cooldown_days} days; at most {settings.max_messages_per_day} actions per destination and "
                     f"{settings.max_incidents_per_day} incidents in 24 hours")
+
+
+def _customer_ids(settings: Settings) -> Any:
+    """Whether ids that are e-mail addresses can be hashed, and forgotten customers recognised."""
+    from retention_ops.log.database import ops_database
+    from retention_ops.log.forgotten import find, has_database
+    from retention_ops.sources.identity import identity_of, versions_in_force
+
+    kept = {"emails": "e-mail addresses are kept as keyed hashes", "all": "all are kept as keyed hashes", "off": "kept as they come"}
+    try:
+        identity = identity_of(settings)
+        needed = {version.id_key for version in versions_in_force(settings) if version.id_key}
+        if has_database(settings):
+            with ops_database(settings) as engine:
+                rows = find(engine)
+            needed |= {row["key_fingerprint"] for row in rows}
+            if any(row["finished_at"] is None for row in rows):
+                return _finding("customer ids", False, "an erasure was begun and not finished",
+                                "run `retention-ops forget` again with the same ids")
+    except RetentionOpsError as error:
+        return _finding("customer ids", False, str(error), "see docs/personal_data.md")
+    if needed - {identity.fingerprint}:
+        return _finding("customer ids", False, "the data here needs another RETENTION_OPS_ID_KEY (fingerprint "
+                        f"{', '.join(sorted(needed))}): no file can be taken in", "set the key that was in force")
+    if not identity.key:
+        return _finding("customer ids", None, f"{kept[settings.hash_customer_ids]}, but there is no key: a file with addresses is refused, "
+                        "and nobody can be forgotten", "export RETENTION_OPS_ID_KEY=$(openssl rand -hex 32), and keep it")
+    return _finding("customer ids", True, f"{kept[settings.hash_customer_ids]}; key {identity.fingerprint}")
 
 
 def _calendar(settings: Settings) -> Any:

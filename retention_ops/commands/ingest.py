@@ -79,6 +79,8 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
     table.add_row("records read", f"{report.records_read:,}")
     for reason, number in report.excluded.items():
         table.add_row(f"  left out: {escape(reason)}", f"{number:,}")
+    if report.ids_hashed:
+        table.add_row("customer ids kept as keyed hashes", f"{report.ids_hashed:,}")
     if report.dataset == "orders":
         table.add_row("orders in the lake", f"{report.rows:,} of {count(report.customers, 'customer')} ({report.currency})")
         table.add_row("  added / replaced / known", f"{report.added:,} / {report.replaced:,} / {report.unchanged:,}")

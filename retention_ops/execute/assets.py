@@ -29,6 +29,7 @@ def execute_assets(partitions_def: dg.DailyPartitionsDefinition) -> list[dg.Asse
                     metadata = {"status": "quiet", "severity": alert["severity"], "mode": answering.settings.mode}
                 context.add_asset_metadata(metadata, partition_key=day.isoformat())
                 loop.progress("incident_response", done, len(days))
+            responder.expire_lists()  # what cannot be deleted now stands in the ledger and is tried again
         return dg.MaterializeResult()
 
     return [incident_response]

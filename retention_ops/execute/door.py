@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import SettingsError
 from retention_ops.execute import ledger, wording
-from retention_ops.execute.destinations.choice import BUILD
+from retention_ops.execute.destinations.choice import BUILD, WITHDRAW
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
     CannotTell,
@@ -136,6 +136,8 @@ class Door:
         halted = ledger.read_state(self.engine, HALTED)
         if halted and halted["value"] == "yes":
             return f"{wording.HALTED_BY} {halted['by']}: {halted['why']}"
+        if row["kind"] == WITHDRAW:
+            return ""  # what was put there in another mode has to go all the same
         try:
             mode = self.mode()
         except Exception as error:  # the settings are being edited

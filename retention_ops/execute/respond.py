@@ -19,9 +19,9 @@ from sqlalchemy.engine import Connection, Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.alerts import AT_RISK
 from retention_ops.errors import LedgerError, PackError, RetentionOpsError
-from retention_ops.execute import incidents, ledger, wording
+from retention_ops.execute import incidents, ledger, withdrawals, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
-from retention_ops.execute.destinations.choice import ASKED_SLOTS, BUILD, EXPORT_SLOT, RUN_SLOT
+from retention_ops.execute.destinations.choice import ASKED_SLOTS, BUILD, EXPORT_SLOT, RUN_SLOT, WITHDRAW, WITHDRAWAL_SLOT
 from retention_ops.execute.destinations.seam import Destination, Table
 from retention_ops.execute.door import Content, Door, ListChanged, Obsolete
 from retention_ops.execute.gate import Decision, Gate
@@ -234,6 +234,8 @@ class Responder:
     def _load(self, row: ledger.Row) -> Content:
         """Files and lists, read now: nobody who said no since the list was planned is on it."""
         day = row["alert_date"]
+        if row["slot"] == WITHDRAWAL_SLOT:
+            return Content()
         self._still_wanted(row)
         if row["slot"] in ASKED_SLOTS:
             return self._asked_for(row)
@@ -422,6 +424,23 @@ class Responder:
             "audience_sha256": pack.manifest["audience_sha256"] if pack else None,
         })
 
+    # -- lists that must go --------------------------------------------------------------------------------------------
+
+    def withdraw(self, intents: Sequence[Intent]) -> list[ledger.Row]:
+        """Deletes worksheets of ours, whatever the mode; returns the actions, also those of earlier calls that are still open."""
+        with self.engine.begin() as connection:
+            lock_responses(connection)
+            keys = ledger.plan(connection, intents, self.clock(), self.run_id, {})
+        waiting = ledger.find(self.engine, slot=WITHDRAWAL_SLOT, state=ledger.OPEN_STATES)
+        for key in dict.fromkeys([*keys, *(row["key"] for row in waiting)]):
+            self.door.deliver(key)
+        return [row for row in ledger.find(self.engine, slot=WITHDRAWAL_SLOT) if row["key"] in {*keys, *(each["key"] for each in waiting)}]
+
+    def expire_lists(self) -> list[ledger.Row]:
+        """Deletes worksheets that were published more than sheets_keep_days ago."""
+        oldest = self.clock() - timedelta(days=self.settings.sheets_keep_days)
+        return self.withdraw(withdrawals.expired(self.engine, oldest))
+
     # -- what time brings ----------------------------------------------------------------------------------------------
 
     def work(self, grace_seconds: float = 0) -> list[dict[str, Any]]:
@@ -434,7 +453,7 @@ class Responder:
         touched: dict[date, None] = {}
         problems: dict[date, str] = {}
         for row in ledger.due(self.engine, self.clock(), grace_seconds):
-            if row["mode"] != self.settings.mode and (row["kind"] != BUILD or self.settings.mode == TRIAL):
+            if row["mode"] != self.settings.mode and (row["kind"] not in (BUILD, WITHDRAW) or self.settings.mode == TRIAL):
                 continue
             before = [row[name] for name in MOVES]
             try:

@@ -18,7 +18,7 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
 
-HEAD = "0003"
+HEAD = "0005"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -199,6 +199,16 @@ response_state = sa.Table(
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("why", sa.Text, nullable=False),
     sa.Column("at", UtcDateTime(), nullable=False),
+)
+
+erasures = sa.Table(
+    "erasures", metadata,
+    sa.Column("mark", sa.Text, primary_key=True),  # keyed hash of the customer's id: blocks re-ingestion, says nothing without the key
+    sa.Column("key_fingerprint", sa.Text, nullable=False),
+    sa.Column("requested_at", UtcDateTime(), nullable=False),
+    sa.Column("finished_at", UtcDateTime()),
+    sa.Column("progress", sa.JSON, nullable=False),  # step -> what it did; no id
+    sa.Column("unreached", sa.JSON, nullable=False),  # what lies where nothing here can delete it
 )
 
 

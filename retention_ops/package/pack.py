@@ -370,7 +370,7 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
             }
             for tier, a in audiences.items()
         },
-        "files": {name: _entry(data, rows) for name, (data, rows) in contents.items()},
+        "files": {name: file_entry(data, rows) for name, (data, rows) in contents.items()},
     }
     folder = _put_in_place(settings.packs, facts.day, {name: data for name, (data, _) in contents.items()}, manifest)
     return Pack(facts.day, folder, manifest)
@@ -442,7 +442,8 @@ def withdraw_lists(lake: Warehouse) -> None:
     lake.refresh_views()
 
 
-def _entry(data: bytes, rows: int) -> dict[str, Any]:
+def file_entry(data: bytes, rows: int) -> dict[str, Any]:
+    """What a manifest says of a file."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows, "bytes": len(data)}
 
 
@@ -524,7 +525,7 @@ def add_files(pack: Pack, contents: Mapping[str, tuple[bytes, int]]) -> Pack:
         for name, (data, rows) in contents.items():
             (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
             write_atomic(folder / name, data, mode=0o600)
-            manifest["files"][name] = _entry(data, rows)
+            manifest["files"][name] = file_entry(data, rows)
         write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False), mode=0o600)
     return Pack(pack.day, pack.folder, manifest)
 

@@ -30,6 +30,7 @@ from retention_ops.serve.answers import (
 )
 from retention_ops.serve.refusal import Refused, quoted
 from retention_ops.settings import Settings
+from retention_ops.sources.identity import held_as
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import declared_scan, parquet_scan
 from retention_ops.warehouse.freshness import Changes
@@ -153,6 +154,7 @@ class Reader:
         return {tier: counts.get(tier, 0) for tier in TIERS}
 
     def customer(self, customer_id: str, day: date) -> CustomerExplanation:
+        customer_id = held_as(self.settings, customer_id)
         build = f'build_priority_queue(date="{day}")'
         self._require("churn_detection", day, build)
         self._require("customer_priority", day, build)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from pydantic import TypeAdapter
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError, UsageError
 from retention_ops.settings import Settings
+from retention_ops.sources.identity import EMAIL, MAKE_A_KEY, Identity, as_kept, identity_of, refuse_change
 from retention_ops.sources.presets import Exclusion, Preset, get_preset
 from retention_ops.sources.reading import InputFile, Progress, Source, open_files
 from retention_ops.sources.validation import Bounds, Findings, Problem, bounds, check, load
@@ -35,7 +37,8 @@ from retention_ops.warehouse.versions import (
 
 CORRECT = "Correct the file and ingest it again; --show-values shows the values at fault."
 CORRECT_SOURCE = "Correct the rows or the SELECT, and pull again; --show-values shows the values at fault."
-EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s.]+"
+ERASED = "erased on request"
+"""why a forgotten customer's records are left out"""
 CHANGES = ("added", "replaced", "removed", "unchanged")
 LISTED_VALUES = 20
 """of an exclusion that is counted by value: so many values by name, the others together"""
@@ -53,6 +56,7 @@ class IngestReport:
     `removed` are known orders that a file given with --replace says are worth nothing, or suppressions that it lifts by not
     naming them. `consent_withdrawn` and
     `consent_granted` are customers whose consent is now no, or yes, and was not before (a new customer's was not known).
+    `ids_hashed` are the different ids of these files that are kept as keyed hashes.
     `complete_through_note` says why the newest orders' date is not taken for complete; `warnings` never hold a value.
     """
 
@@ -76,6 +80,7 @@ class IngestReport:
     content_sha256: str
     consent_withdrawn: int = 0
     consent_granted: int = 0
+    ids_hashed: int = 0
     complete_through_note: str = ""
     warnings: list[str] = field(default_factory=list)
     ignored_columns: list[str] = field(default_factory=list)
@@ -151,6 +156,9 @@ class Staged:
     sources: list[Source]
     excluded: dict[str, int]
     warnings: list[str]
+    identity: Identity
+    hashed: int = 0
+    forgotten: frozenset[str] = frozenset()
 
     @property
     def records(self) -> int:
@@ -199,8 +207,10 @@ def stage(
         file.check_unchanged()
     if not findings.counts and not preset.of_source:
         _refuse_no_records(sources)
-    staged = Staged(preset, opened, sources, {}, [])
+    staged = Staged(preset, opened, sources, {}, [], identity_of(settings))
     _gather_lines(con, staged, faulty=bool(findings.counts))
+    if not findings.counts:
+        _keep_ids(con, staged, settings)
     _find_key_faults(con, staged, findings, show_values)
     findings.raise_if_any(staged.correct)
     if preset.dataset != "orders":
@@ -250,6 +260,50 @@ def _count_by_value(con: duckdb.DuckDBPyConnection, staged: Staged, number: int,
     for value, count in found[:LISTED_VALUES]:
         _count_excluded(staged, f"{rule.reason} {value[:40]}", count)
     _count_excluded(staged, f"{rule.reason}: others", sum(count for _, count in found[LISTED_VALUES:]))
+
+
+def _keep_ids(con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings) -> None:
+    """Customer ids of `lines` as they are kept; records of forgotten customers are taken out and counted.
+
+    Raises SettingsError where that would part a customer from what is known of them, InputRefused where a key is needed.
+    """
+    from retention_ops.log.forgotten import marks  # the ops database is opened only where there is one
+
+    identity = staged.identity
+    refuse_change(con, settings, identity)
+    forgotten = staged.forgotten = marks(settings, identity)
+    if identity.hashing == "off" and not forgotten:
+        return
+    address = f"contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
+    wanted = "true" if forgotten or identity.hashing == "all" else address
+    ids = [row[0] for row in con.execute(f"SELECT DISTINCT customer_id FROM lines WHERE customer_id IS NOT NULL AND {wanted}").fetchall()]
+    if ids and not identity.key:
+        one = len(ids) == 1
+        looks = ("customer id looks like an e-mail address" if one else "customer ids look like e-mail addresses") \
+            if identity.hashing == "emails" else f"customer id{'' if one else 's'} should be hashed"
+        raise InputRefused(
+            f"{len(ids):,} {looks}, and there is no key to hash ids with; nothing was written.\n{MAKE_A_KEY}\n"
+            "Better still: export the shop's own customer numbers. To keep ids as they are: RETENTION_OPS_HASH_CUSTOMER_IDS=off.")
+    changed, staged.hashed = as_kept(identity, ids, forgotten)
+    if not changed:
+        return
+    given, kept, out = zip(*changed, strict=True)
+    con.register("kept_ids", pa.table({"given": pa.array(given, pa.string()), "kept": pa.array(kept, pa.string()), "out": pa.array(out)}))
+    erased = con.execute("SELECT count(*) FROM lines JOIN kept_ids ON given = customer_id WHERE out AND exclusion IS NULL").fetchone()[0]
+    _count_excluded(staged, ERASED, erased)
+    con.execute("""CREATE TABLE kept_lines AS SELECT lines.* REPLACE (coalesce(kept, customer_id) AS customer_id)
+        FROM lines LEFT JOIN kept_ids ON given = customer_id WHERE out IS NOT true""")
+    con.unregister("kept_ids")
+    con.execute("DROP TABLE lines")
+    con.execute("ALTER TABLE kept_lines RENAME TO lines")
+
+
+def _refuse_forgotten_meanwhile(staged: Staged, settings: Settings) -> None:
+    """Asked under the table's lock, which an erasure takes after its request stands: nobody comes back through a file read before."""
+    from retention_ops.log.forgotten import marks
+
+    if marks(settings, staged.identity) != staged.forgotten:
+        raise InputRefused("a customer was forgotten while these files were read; nothing was written.\nIngest them again.")
 
 
 def _count_excluded(staged: Staged, reason: str, records: int) -> None:
@@ -379,6 +433,8 @@ def _find(
 
 def _warn(con: duckdb.DuckDBPyConnection, staged: Staged) -> None:
     """Note what is legal but unwise, counted and without a value."""
+    if staged.identity.hashing != "off":
+        return
     # contains() first: a pattern over a million ids takes longer than all other checks of them
     count = con.execute(
         "SELECT count(DISTINCT customer_id) FROM staged "
@@ -416,6 +472,7 @@ def commit_orders(
         _refuse_no_orders(con, staged)
         _refuse_before(complete_through, con.execute("SELECT min(order_date) FROM staged WHERE order_cents > 0").fetchone()[0])
     with store.locked(progress):
+        _refuse_forgotten_meanwhile(staged, settings)
         parent = store.current()
         if parent is None:
             _refuse_no_orders(con, staged)
@@ -447,7 +504,7 @@ def commit_orders(
             version = store.publish(
                 draft, parent, orders=draft.rows, customers=facts[2], first_date=facts[0], last_date=facts[1], currency=facts[3],
                 complete_through=complete, stale_from=_stale_from(con, parent, complete),
-                **_provenance(staged, clock, counts),
+                **_provenance(staged, parent, clock, counts),
             )
         store.prune(settings.orders_keep_versions)
     progress(f"version {version.version} is in force: {version.orders:,} orders of {version.customers:,} customers")
@@ -570,9 +627,11 @@ def _stale_from(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, co
     return min(dates)
 
 
-def _provenance(staged: Staged, clock: Clock, counts: dict[str, int]) -> dict[str, Any]:
+def _provenance(staged: Staged, parent: Version | None, clock: Clock, counts: dict[str, int]) -> dict[str, Any]:
     """What every version records about where it came from."""
+    key = staged.identity.fingerprint if staged.hashed else parent.id_key if parent else ""
     return {
+        "id_hashing": staged.identity.hashing, "id_key": key,
         "created_at": clock(), "preset": staged.preset.name, "files": staged.found_in(), "records_read": staged.records,
         "excluded": staged.excluded, **{change: counts.get(change, 0) for change in CHANGES},
     }
@@ -582,7 +641,7 @@ def _report_common(staged: Staged, version: Version, changed: bool, counts: dict
     return {
         "dataset": staged.preset.dataset, "version": version.version, "changed": changed, "files": staged.found_in(),
         "records_read": staged.records, "excluded": staged.excluded, "customers": version.customers,
-        "content_sha256": version.content_sha256,
+        "content_sha256": version.content_sha256, "ids_hashed": staged.hashed,
         **{change: counts.get(change, 0) for change in CHANGES},
         "ignored_columns": list(dict.fromkeys(name for file in staged.files for name in file.ignored_columns)),
         "skipped_sheets": [f"{file.name}: {sheet}" for file in staged.files for sheet in file.skipped_sheets],
@@ -604,6 +663,7 @@ def _commit_customers(
     """Bring known customers up to date by id and add the others, under the lock."""
     store = customers_store(settings)
     with store.locked(progress):
+        _refuse_forgotten_meanwhile(staged, settings)
         parent = store.current()
         _know(con, store, parent)
         counts = _compare_customers(con)
@@ -616,7 +676,7 @@ def _commit_customers(
             columns = ", ".join(store.table.column_names)
             rows = (f"SELECT {columns} FROM known ANTI JOIN delta USING (customer_id) UNION ALL SELECT {columns} FROM delta")
             with store.writing(con, rows, "customer_id", progress) as draft:
-                version = store.publish(draft, parent, customers=draft.rows, **_provenance(staged, clock, counts))
+                version = store.publish(draft, parent, customers=draft.rows, **_provenance(staged, parent, clock, counts))
             store.prune(settings.orders_keep_versions)
         else:
             version = parent
@@ -649,6 +709,7 @@ def _commit_suppressions(
     """Add to the list, under the lock, or with `replace` put the files in its place."""
     store = suppressions_store(settings)
     with store.locked(progress):
+        _refuse_forgotten_meanwhile(staged, settings)
         parent = store.current()
         _know(con, store, parent)
         counts = _compare_suppressions(con, staged, replace)
@@ -658,7 +719,7 @@ def _commit_suppressions(
             rows = (f"SELECT {columns} FROM known ANTI JOIN delta USING (customer_id) "
                     f"UNION ALL SELECT {columns} FROM delta WHERE change <> 'removed'")
             with store.writing(con, rows, "customer_id", progress) as draft:
-                version = store.publish(draft, parent, customers=draft.rows, **_provenance(staged, clock, counts))
+                version = store.publish(draft, parent, customers=draft.rows, **_provenance(staged, parent, clock, counts))
             store.prune(settings.orders_keep_versions)
         else:
             version = parent

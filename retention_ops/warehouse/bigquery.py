@@ -15,6 +15,7 @@ whole input twice; a copy job would be free, but takes rows of any date, where t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -37,7 +38,7 @@ from retention_ops.warehouse.catalog import DUCKDB_TYPES, RELATIONS, TABLES, Col
 from retention_ops.warehouse.connection import Connect
 from retention_ops.warehouse.dialect import literal as duckdb_literal
 from retention_ops.warehouse.dialect import parquet_scan
-from retention_ops.warehouse.seam import Connection, Part, Warehouse
+from retention_ops.warehouse.seam import PER_CUSTOMER, Connection, Part, Warehouse
 from retention_ops.warehouse.versions import Version
 
 ARROW_TYPES: dict[str, pa.DataType] = {
@@ -216,6 +217,45 @@ class BigQuery(Warehouse):
             self._record(table, day, "removed", {}, 0)
         return dropped
 
+    # -- one person ------------------------------------------------------------------------------------------------
+
+    def rows_of(self, table: str, customer_ids: Sequence[str]) -> pd.DataFrame:
+        declared = TABLES[table]
+        reach = f"{declared.date_column} >= DATE '1970-01-01' AND " if declared.date_column else ""
+        order = ", ".join(dict.fromkeys([declared.date_column or declared.key[0], *declared.key]))
+        return self._select(declared, self.sql(table), f"{reach}{_one_of(customer_ids)}", {}, order)
+
+    def parts_holding(self, customer_ids: Sequence[str]) -> list[tuple[str, Part, int]]:
+        """Asked by digests: the text of a job stays readable in the project's history for half a year."""
+        self.make_ready()
+        found: list[tuple[str, Part, int]] = []
+        for table in PER_CUSTOMER:
+            part = table.date_column if table.stored == "day" else "NULL"
+            reach = f"{part} >= DATE '1970-01-01' AND " if table.stored == "day" else ""
+            rows = self.jobs.rows(self.jobs.query(
+                f"SELECT {part} AS part, COUNT(*) AS customers FROM {self.sql(table.name)} WHERE {reach}{_one_of(customer_ids)} "
+                "GROUP BY part", name=f"find-{table.name}"))
+            found += [(table.name, day, count) for day, count in sorted(rows, key=str)]
+        in_force = {_physical(name, version.version) for name, version in self._in_force().items() if version}
+        for name in VIEWS:
+            for physical in sorted(table for table in self._tables() if table.startswith(f"{name}__") and table not in in_force):
+                (count,) = self.jobs.rows(self.jobs.query(
+                    f"SELECT COUNT(*) AS customers FROM `{self.path(physical)}` WHERE {_one_of(customer_ids)}", name=f"find-{name}"))[0]
+                found += [(name, physical.removeprefix(f"{name}__"), count)] if count else []
+        return found
+
+    def erase_part(self, table: str, part: Part, customer_ids: Sequence[str]) -> None:
+        if TABLES[table].stored == "version":
+            old = self.dataset.table(f"{table}__{part}")
+            self.jobs.call(f"dropping {old.table_id}", lambda **how: self.jobs.client.delete_table(old, not_found_ok=True, **how))
+            return
+        made_from = self.provenance(table, part)
+        session = Session(self)
+        session.show_part(table, part)
+        rows = self._replace(session, table, part, f"NOT {_one_of(customer_ids)}")
+        erased = int(made_from.get("erased", 0)) + len(customer_ids)
+        self._record(table, part, "stored", {**made_from, "erased": str(erased)}, rows)
+
     # -- what partitions were made from ----------------------------------------------------------------------------
 
     def _log(self, table: str) -> dict[str, dict[str, Any]]:
@@ -334,9 +374,7 @@ class BigQuery(Warehouse):
             return
         self.make_ready()
         there = self._tables()
-        orders, customers = self.orders(), self.customers()
-        wanted = {"orders": orders, "customer_days": orders, "customers": customers}
-        for name, version in wanted.items():
+        for name, version in self._in_force().items():
             if version and _physical(name, version.version) in there:
                 self._point(name, version.version)
         for name in VIEWS:
@@ -344,6 +382,10 @@ class BigQuery(Warehouse):
             for old in versions[:-self.settings.orders_keep_versions]:
                 self.jobs.call(f"dropping {old}", lambda old=old, **how: self.jobs.client.delete_table(
                     self.dataset.table(old), not_found_ok=True, **how))
+
+    def _in_force(self) -> dict[str, Version | None]:
+        orders = self.orders()
+        return {"orders": orders, "customer_days": orders, "customers": self.customers()}
 
     def _point(self, name: str, version: str) -> None:
         declared = TABLES[name]
@@ -461,6 +503,12 @@ def load_config(declared: Table) -> bigquery.LoadJobConfig:
 def google_literal(text: str) -> str:
     """A GoogleSQL string literal."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _one_of(customer_ids: Sequence[str]) -> str:
+    """A condition that names customers without saying their ids."""
+    digests = ", ".join(f"'{hashlib.sha256(each.encode()).hexdigest()}'" for each in customer_ids)
+    return f"(TO_HEX(SHA256(customer_id)) IN ({digests}))"
 
 
 def _physical(table: str, part: Part) -> str:

@@ -106,3 +106,38 @@ def _lock_now(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def clear_abandoned(home: Path) -> int:
+    """Removes what killed processes left under `home`: half-written files, scratch folders, what DuckDB spilled; returns how many.
+
+    What a living process of this machine writes stays. A spilled file that is still open lives on without its name.
+    """
+    left = [path for path in home.rglob(".*.partial") if not _writer_lives(path.name)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    removed = len(left)
+    for path in (home / "tmp").glob("*"):
+        if path.is_dir():
+            with _locked_if_free(path) as free:
+                if free:
+                    shutil.rmtree(path, ignore_errors=True)
+                    removed += 1
+        elif path.name.startswith("duckdb_temp"):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _writer_lives(name: str) -> bool:
+    """Whether the process that a half-written file names is there: .NAME.PROCESS-TOKEN.partial, as `replacing` has it."""
+    process = name.removesuffix(".partial").rpartition(".")[2].partition("-")[0]
+    if not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return int(process) != os.getpid()

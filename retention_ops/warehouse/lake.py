@@ -21,7 +21,7 @@ from retention_ops.errors import QualityError
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
 from retention_ops.warehouse.dialect import declared_scan, file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
-from retention_ops.warehouse.seam import Warehouse
+from retention_ops.warehouse.seam import PER_CUSTOMER, Part, Warehouse
 
 DAY_FOLDERS = "day=" + "-".join("[0-9]" * digits for digits in (4, 2, 2))
 """the folders of a per-day table, as a pattern: a folder of that kind that is not ours is left alone"""
@@ -149,6 +149,60 @@ class Lake(Warehouse):
                 return connection.sql(no_rows(TABLES[table])).df()
             order = ", ".join(dict.fromkeys([TABLES[table].date_column, *TABLES[table].key]))
             return connection.sql(f"SELECT * FROM {declared_scan(TABLES[table], *paths)} ORDER BY {order}").df()
+
+    # -- one person ---------------------------------------------------------------------------------------------------
+
+    def rows_of(self, table: str, customer_ids: Sequence[str]) -> pd.DataFrame:
+        declared = TABLES[table]
+        parts = self.days(table) if declared.stored == "day" else [None]
+        paths = [self.path(table, part) for part in parts if self.exists(table, part)]
+        with self.connection() as connection:
+            if not paths:
+                return connection.sql(no_rows(declared)).df()
+            order = ", ".join(dict.fromkeys([declared.date_column or declared.key[0], *declared.key]))
+            return connection.execute(
+                f"SELECT * FROM {declared_scan(declared, *paths)} WHERE customer_id IN (SELECT unnest(?)) ORDER BY {order}",
+                [list(customer_ids)]).df()
+
+    def parts_holding(self, customer_ids: Sequence[str]) -> list[tuple[str, Part, int]]:
+        parts: list[tuple[str, Part]] = [("customer_days", path.parent.name.removeprefix("version="))
+                                         for path in sorted((self.root / "customer_days").glob("version=*/part-0.parquet"))]
+        for table in PER_CUSTOMER:
+            parts += [(table.name, day) for day in self.days(table.name)] if table.stored == "day" else [(table.name, None)]
+        found = []
+        with self.connection() as connection:
+            for table, part in parts:
+                if self.path(table, part).is_file() and (rows := self._rows_of(connection, table, part, customer_ids)):
+                    found.append((table, part, rows))
+        return found
+
+    def _rows_of(self, connection: duckdb.DuckDBPyConnection, table: str, part: Part, customer_ids: Sequence[str]) -> int:
+        """Rows of these customers; 1 where the file is damaged: whom it holds nobody knows."""
+        try:
+            return connection.execute(
+                f"SELECT COUNT(*) FROM {parquet_scan(self.path(table, part))} WHERE customer_id IN (SELECT unnest(?))",
+                [list(customer_ids)]).fetchall()[0][0]
+        except duckdb.Error:
+            return 1
+
+    def erase_part(self, table: str, part: Part, customer_ids: Sequence[str]) -> None:
+        path = self.path(table, part)
+        if TABLES[table].stored == "version":
+            path.unlink(missing_ok=True)
+            return
+        computed = path.stat().st_mtime_ns
+        with self.connection() as connection:
+            try:
+                made_from = read_provenance(connection, path)
+                rows = declared_scan(TABLES[table], path, options=", file_row_number = true")
+                connection.execute(f"CREATE TEMP TABLE {table} AS SELECT * FROM {rows} WHERE customer_id NOT IN (SELECT unnest(?))",
+                                   [list(customer_ids)])
+            except duckdb.Error:  # damaged: no reader can use it, and the next run of its date makes it again
+                path.unlink()
+                return
+            erased = int(made_from.get("erased", 0)) + len(customer_ids)
+            self.write(connection, table, part, {**made_from, "erased": str(erased)}, order_by="file_row_number")
+        os.utime(path, ns=(computed, computed))  # when it was computed stays as it was
 
     # -- the views a user opens ------------------------------------------------------------------------------------
 

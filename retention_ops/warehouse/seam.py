@@ -16,6 +16,7 @@ import duckdb
 import pandas as pd
 
 from retention_ops.settings import Settings
+from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import Connect, Instance, connect_in_memory
 from retention_ops.warehouse.versions import (
     CustomersVersion,
@@ -27,6 +28,8 @@ from retention_ops.warehouse.versions import (
     orders_versions,
 )
 
+PER_CUSTOMER = tuple(table for table in TABLES.values() if "customer_id" in table.column_names and table.stored != "version")
+"""computed tables with a row per customer"""
 Part = date | str | None
 """one partition: a day, a version's id, or None for a whole table"""
 
@@ -123,6 +126,18 @@ class Warehouse(ABC):
     @abstractmethod
     def prune_snapshots(self, table: str, newest: date) -> list[date]:
         """Drops partitions of a snapshot table older than the newest snapshot_keep_days; returns their days."""
+
+    @abstractmethod
+    def rows_of(self, table: str, customer_ids: Sequence[str]) -> pd.DataFrame:
+        """What every stored partition of a table in PER_CUSTOMER says of these customers, by date."""
+
+    @abstractmethod
+    def parts_holding(self, customer_ids: Sequence[str]) -> list[tuple[str, Part, int]]:
+        """(table, part, rows) of every computed partition, whole table and superseded version that holds one of these customers."""
+
+    @abstractmethod
+    def erase_part(self, table: str, part: Part, customer_ids: Sequence[str]) -> None:
+        """Replaces one of those without the customers, whole or not at all; a version of an input is dropped: it is derived again."""
 
     @abstractmethod
     def refresh_views(self) -> None:

@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import duckdb
 from pydantic import TypeAdapter
@@ -36,7 +36,10 @@ HASH_ROWS = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One immutable version. `files` are {name, sha256, records}; `parent` is the version it was built on."""
+    """One immutable version. `files` are {name, sha256, records}; `parent` is the version it was built on.
+
+    `id_hashing` is the setting hash_customer_ids it was made under, `id_key` the fingerprint of the key where ids were hashed.
+    """
 
     version: str
     path: Path
@@ -52,6 +55,8 @@ class Version:
     replaced: int
     removed: int
     unchanged: int
+    id_hashing: Literal["emails", "all", "off"] = "off"
+    id_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,11 @@ def current_suppressions(settings: Settings) -> SuppressionsVersion | None:
 # --- the folder of one table ----------------------------------------------------------------------------------------
 
 V = TypeVar("V", bound=Version)
+FORGET = "forget"
+"""`preset` of a version that an erasure made"""
+_NAMED = ("version", "path", "content_sha256", "parent", "created_at", "preset", "files", "records_read", "excluded", "customers", "added",
+          "replaced", "removed", "unchanged", "orders", "stale_from")
+"""what a version without somebody does not take over from its parent"""
 
 
 @cache
@@ -178,7 +188,7 @@ class Store(Generic[V]):
 
     @contextmanager
     def writing(
-        self, con: duckdb.DuckDBPyConnection, rows: str, order: str, progress: Callable[[str], None]
+        self, con: duckdb.DuckDBPyConnection, rows: str, order: str, progress: Callable[[str], None], *, may_be_empty: bool = False,
     ) -> Iterator[Draft]:
         """Write rows to a folder no reader looks at, prove the file is what the catalog says, and clean up on failure."""
         folder = self.folder / f".incoming-{os.getpid()}"
@@ -189,13 +199,13 @@ class Store(Generic[V]):
             con.execute(
                 f"COPY (SELECT * FROM ({rows}) ORDER BY {order}) TO {literal(path.absolute())} (FORMAT parquet, COMPRESSION zstd)"
             )
-            count = self._prove(con, path)
+            count = self._prove(con, path, may_be_empty)
             progress(f"hashing {count:,} {self.name}")
             yield Draft(folder, parquet_scan(path), count, self._hash(con, path))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _prove(self, con: duckdb.DuckDBPyConnection, path: Path) -> int:
+    def _prove(self, con: duckdb.DuckDBPyConnection, path: Path, may_be_empty: bool) -> int:
         """Rows of the written file. Raises if its columns differ from the catalog's, a key repeats or a value is missing."""
         found = [(row[0], row[1]) for row in con.execute(f"DESCRIBE SELECT * FROM {parquet_scan(path)}").fetchall()]
         expected = [(column.name, DUCKDB_TYPES[column.type]) for column in self.table.columns]
@@ -206,7 +216,7 @@ class Store(Generic[V]):
         ).fetchone()
         if found != expected or count != distinct or not complete:
             raise RetentionOpsError(f"the new {self.name} version breaks the catalog (columns, unique {key}); not published")
-        if not count:
+        if not count and not may_be_empty:
             raise InputRefused(f"this would leave no {self.name} at all; nothing was written.\nCheck the file.")
         return count
 
@@ -238,6 +248,50 @@ class Store(Generic[V]):
         fsync_folder(self.folder)
         write_atomic(self.folder / "CURRENT", json.dumps({"version": name}) + "\n")
         return version
+
+    def holding(self, con: duckdb.DuckDBPyConnection, customer_ids: Sequence[str]) -> dict[str, int]:
+        """Version -> rows of these customers, of every version whose file is still there."""
+        there = [version for version in self.versions() if version.path.is_file()]
+        counted = {version.version: con.execute(
+            f"SELECT count(*) FROM {parquet_scan(version.path)} WHERE customer_id IN (SELECT unnest(?))", [list(customer_ids)],
+        ).fetchone()[0] for version in there}
+        return {version: rows for version, rows in counted.items() if rows}
+
+    def erase(
+        self, con: duckdb.DuckDBPyConnection, customer_ids: Sequence[str], order: str, now: datetime, progress: Callable[[str], None],
+    ) -> int:
+        """Puts a version without these customers in force and deletes the file of each older one that holds them; returns rows erased.
+
+        No date becomes stale by it: what was computed from the older version stays what it was, less the customers' own rows. Raises
+        RetentionOpsError where nobody would be left in the orders.
+        """
+        with self.locked(progress):
+            parent, held = self.current(), self.holding(con, customer_ids)
+            if parent is not None and parent.version in held:
+                self._publish_without(con, parent, customer_ids, order, held[parent.version], now, progress)
+            for version in self.versions()[:-1]:
+                if version.version in held:
+                    version.path.unlink(missing_ok=True)
+            fsync_folder(self.folder)
+        return held.get(parent.version, 0) if parent else 0
+
+    def _publish_without(
+        self, con: duckdb.DuckDBPyConnection, parent: V, customer_ids: Sequence[str], order: str, erased: int, now: datetime,
+        progress: Callable[[str], None],
+    ) -> None:
+        con.execute("CREATE OR REPLACE TEMP TABLE erased_ids AS SELECT unnest(?) AS customer_id", [list(customer_ids)])
+        rows = f"SELECT * FROM {parquet_scan(parent.path)} ANTI JOIN erased_ids USING (customer_id)"
+        left = con.execute(f"SELECT count(*) FROM ({rows})").fetchone()[0]
+        if self.name == "orders" and not left:
+            raise RetentionOpsError("nobody would be left in the orders; delete the whole home instead")
+        with self.writing(con, rows, order, progress, may_be_empty=True) as draft:
+            customers = con.execute(f"SELECT count(DISTINCT customer_id) FROM {draft.scan}").fetchone()[0]
+            kept = _adapter(self.kind).dump_python(parent)
+            # first and last date stay those of the parent: the calendar of dates must not move because one person left
+            counted = {"orders": draft.rows, "stale_from": None} if self.name == "orders" else {}
+            self.publish(draft, parent, **{name: kept[name] for name in kept if name not in _NAMED}, **{
+                "created_at": now, "preset": FORGET, "files": [], "records_read": 0, "excluded": {}, "customers": customers, "added": 0,
+                "replaced": 0, "removed": erased, "unchanged": draft.rows, **counted})
 
     def prune(self, keep: int) -> None:
         """Delete the parquet file of all but the newest `keep` versions."""

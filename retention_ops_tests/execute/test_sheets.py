@@ -390,9 +390,37 @@ def test_gspread_itself_fails_on_an_error_answer_of_another_shape(server):
         HTTPClient(None, session=requests.Session()).request("get", f"{server.url}/v4/spreadsheets/book")
 
 
-def test_only_publish_is_understood(sheets):
-    assert set(sheets.lookups) == {"publish"} and not sheets.lookups["publish"].repeatable
+def test_only_publish_and_withdraw_are_understood(sheets):
+    assert set(sheets.lookups) == {"publish", "withdraw"} and not sheets.lookups["publish"].repeatable
     for call in (sheets.update, lambda action: sheets.send(replace(action, kind="post"))):
         with pytest.raises(Rejected):
             call(PUBLISH)
     assert module.SCOPES == ["https://www.googleapis.com/auth/spreadsheets"]
+
+
+# --- withdrawing ---
+
+
+def withdrawal(key, *titles, gids=()):
+    sheets = [{"title": title, "gid": gid} for title, gid in zip(titles, [*gids, *[None] * len(titles)], strict=False)]
+    return Outgoing(key="f" * 32, kind="withdraw", target="book", payload={"key": key, "worksheets": sheets, "why": "sheets_keep_days"})
+
+
+def test_a_withdraw_deletes_what_was_published_and_nothing_else(server, sheets):
+    action = PUBLISH
+    receipt = sheets.send(action)
+    kept, gone = list(TABLES)[1:], next(iter(TABLES))
+    gid = int(receipt.detail["links"][gone].rpartition("=")[2])
+    server.sheet(gone).title = "renamed by a person"
+    assert sheets.send(withdrawal(action.key, gone, gids=[gid])).detail == {"deleted": 1}
+    assert sorted(server.titles()) == sorted(["Sheet1", *kept])
+    assert sheets.send(withdrawal(action.key, gone, gids=[gid])).detail == {"deleted": 0}, "twice changes nothing"
+    assert sheets.send(withdrawal("another key", *kept)).detail == {"deleted": 0}, "only what bears the mark"
+
+
+def test_the_last_worksheets_of_a_spreadsheet_can_be_withdrawn(server, sheets):
+    action = PUBLISH
+    sheets.send(action)
+    server.sheets["book"] = [sheet for sheet in server.sheets["book"] if sheet.title != "Sheet1"]
+    assert sheets.send(withdrawal(action.key, *TABLES)).detail == {"deleted": len(TABLES)}
+    assert server.titles() == ["~empty ffffffff"]

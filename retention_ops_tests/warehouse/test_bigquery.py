@@ -30,7 +30,9 @@ from retention_ops.detect.alerts import DETAILS
 from retention_ops.detect.compute import PRIORITY_ORDER, closures_between, table_for, workspace
 from retention_ops.detect.in_bigquery import BETWEEN, estimates
 from retention_ops.errors import SettingsError, UsageError, WarehouseError
+from retention_ops.execute.forget import forget
 from retention_ops.execute.gate import Gate
+from retention_ops.execute.respond import Responder
 from retention_ops.execute.trail import publish_log
 from retention_ops.launch import run_dates
 from retention_ops.log import runs
@@ -38,6 +40,7 @@ from retention_ops.log.database import ops_database
 from retention_ops.orchestration import Loop
 from retention_ops.package.pack import find_pack
 from retention_ops.settings import load_settings
+from retention_ops.sources.identity import identity_of
 from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery
 from retention_ops.warehouse.bigquery_jobs import GB
@@ -604,3 +607,30 @@ def test_the_fake_refuses_schema_changes_that_bigquery_refuses(warehouse, change
     table.schema = change(list(table.schema))
     with pytest.raises(exceptions.BadRequest, match=why):
         warehouse.jobs.client.update_table(table, ["schema"], retry=None)
+
+
+# ------------------------------------------------------------------------------------------------------- one person
+
+
+def test_a_forgotten_customer_is_in_no_table_and_no_other_row_is_touched(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETENTION_OPS_ID_KEY", "a-key-that-nobody-guesses-0123456789")
+    everybody = sorted(set(small_shop()["customer_id"]))
+    attributes = pd.DataFrame({"customer_id": everybody, "country": "DE"})
+    warehouse = bigquery_with(server, small_shop(), tmp_path / "home", min_sample=10, customers=attributes)
+    days = [D]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_dates(Loop(warehouse), days[0], D, instance).success
+    before = stored(warehouse, days)
+    gone = before["customer_priority"]["customer_id"].iloc[0]
+    assert warehouse.rows_of("churn_detection", [gone])["as_of_date"].dt.date.tolist() == days
+    with ops_database(warehouse.settings) as engine:
+        responder = Responder(warehouse, engine, warehouse.settings, "a-person", mode=lambda: "shadow")
+        forget(responder, [gone], identity_of(warehouse.settings))
+    after = stored(warehouse, days)
+    for table, rows in before.items():
+        left = rows[rows["customer_id"] != gone].reset_index(drop=True) if "customer_id" in rows else rows
+        pd.testing.assert_frame_equal(after[table], left)
+    held = {name for name in server.tables if "customer_id" in server.columns(*name)}
+    assert held and [name for name in held if any(gone in row for row in server.rows(name[1]))] == []
+    assert freshness(warehouse).stale == []
+    assert gone not in {word for job in server.done("find|replace") for word in re.findall(r"'([^']*)'", json.dumps(job.resource))}

@@ -6,11 +6,13 @@ from retention_ops.settings import REAL_MODES, TEST_MODES, TRIAL, Settings
 
 SLOTS = ("slack", "ticket", "sheets", "webhook")
 """in the order they are served"""
-RUN_SLOT, EXPORT_SLOT = "run", "export"
-ASKED_SLOTS = (RUN_SLOT, EXPORT_SLOT)
-"""what somebody asked for from outside; no answer to an alert waits for it or is judged by it"""
+RUN_SLOT, EXPORT_SLOT, WITHDRAWAL_SLOT = "run", "export", "withdrawal"
+ASKED_SLOTS = (RUN_SLOT, EXPORT_SLOT, WITHDRAWAL_SLOT)
+"""what somebody, or a deadline, asked for; no answer to an alert waits for it or is judged by it"""
 BUILD, RESPOND, EXPORT = "build", "respond", "export"
 """kinds of runs of our own Dagster"""
+WITHDRAW = "withdraw"
+"""the kind that deletes worksheets we made"""
 TARGET_SETTING = {"slack": "slack_channel", "ticket": "ticket_project", "sheets": "sheets_spreadsheet"}
 
 

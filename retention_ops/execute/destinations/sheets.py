@@ -1,5 +1,7 @@
 """Google Sheets: a publish puts lists on worksheets of one spreadsheet, all of them or none.
 
+A withdraw deletes worksheets of an earlier publish, found by its key, and nothing else.
+
 Rows are written to staging worksheets (`~<title> <key8>`) first; one atomic batchUpdate then deletes what bears the real titles,
 renames the staging worksheets and marks them with the action's key. A reader never sees half a list under its real title.
 """
@@ -155,10 +157,15 @@ class SheetsHttp(HTTPClient):
 
 
 class Sheets:
-    """Kind "publish": `action.tables` become worksheets of `action.target`, or of `spreadsheet` where the action names none."""
+    """Kind "publish": `action.tables` become worksheets of `action.target`, or of `spreadsheet` where the action names none.
+
+    Kind "withdraw": of the worksheets published with payload `key`, those of payload `worksheets` ({title, gid or None}) are deleted.
+    """
 
     name = "sheets"
-    lookups: ClassVar[Mapping[str, Lookup]] = {"publish": Lookup(wait_seconds=0, times=1, absent="resend")}
+    lookups: ClassVar[Mapping[str, Lookup]] = {
+        "publish": Lookup(wait_seconds=0, times=1, absent="resend"), "withdraw": Lookup(repeatable=True),
+    }
 
     def __init__(self, account: ServiceAccount, spreadsheet: str, api_url: str = GOOGLE, timeout: tuple[float, float] = (5, 30)):
         self.spreadsheet = spreadsheet
@@ -178,6 +185,8 @@ class Sheets:
 
     def send(self, action: Outgoing) -> Receipt:
         """Publishes every table. Run again with the same key, it leaves the same worksheets."""
+        if action.kind == "withdraw":
+            return self._withdraw(action)
         _refuse_unfit(action)
         spreadsheet = action.target or self.spreadsheet
         staged = self._stage(spreadsheet, action)
@@ -206,6 +215,22 @@ class Sheets:
             return None
         gids = {title: published[title] for title in titles_wanted}
         return _receipt(spreadsheet, gids, sum(found[gid] for gid in gids.values()))
+
+    def _withdraw(self, action: Outgoing) -> Receipt:
+        """Deletes worksheets that bear our mark. People may have renamed one: then its gid names it; a copy of theirs has no mark."""
+        spreadsheet = action.target or self.spreadsheet
+        marked, wanted = self._marked(spreadsheet, action.payload["key"]), action.payload["worksheets"]
+        titles, gids = {sheet["title"] for sheet in wanted}, {sheet["gid"] for sheet in wanted}
+        there = self._worksheets(spreadsheet)
+        old = [sheet for sheet in there if sheet.gid in marked and (sheet.gid in gids or sheet.title in titles)]
+        if old:
+            calls: list[dict[str, Any]] = []
+            if len(old) == len(there):  # a spreadsheet cannot be without a worksheet
+                grid = {"rowCount": 2, "columnCount": 1}
+                calls.append({"addSheet": {"properties": {"title": f"~empty {action.key[:8]}", "gridProperties": grid}}})
+            calls += [{"deleteSheet": {"sheetId": sheet.gid}} for sheet in old]
+            self._google.batch_update(spreadsheet, {"requests": calls})
+        return Receipt(f"withdrawn:{action.key}", None, {"deleted": len(old)})
 
     def check(self) -> list[Finding]:
         """Whether the key works and the spreadsheet can be read; writes nothing."""
