@@ -16,7 +16,22 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from retention_ops.commands import actions, asking, audit, backtest, closures, doctor, incidents, ingest, mcp, preview, runs, shared, status
+from retention_ops.commands import (
+    actions,
+    asking,
+    audit,
+    backtest,
+    closures,
+    doctor,
+    incidents,
+    ingest,
+    mcp,
+    preview,
+    quiet,
+    runs,
+    shared,
+    status,
+)
 from retention_ops.commands.shared import err, say
 from retention_ops.errors import RetentionOpsError, UsageError
 
@@ -25,7 +40,7 @@ app = typer.Typer(
     help="Detect slipping customers, package what to do about it, execute it once, log whether it worked.",
     epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
 )
-for commands in (ingest.app, runs.app, asking.app, closures.app, status.app, doctor.app, mcp.app):
+for commands in (ingest.app, runs.app, asking.app, closures.app, status.app, quiet.app, doctor.app, mcp.app):
     app.add_typer(commands)
 actions.app.add_typer(preview.app)
 for group in (backtest.app, actions.app, incidents.app, audit.app):

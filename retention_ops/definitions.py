@@ -12,8 +12,8 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.assets import cohort_retention_evolution
 from retention_ops.detect.assets import day_assets as detect_assets
 from retention_ops.execute.assets import execute_assets
-from retention_ops.execute.job import export_audience_job, follow_up_job, incident_response_job
-from retention_ops.execute.sensors import alert_sensor, follow_up_sensor
+from retention_ops.execute.job import export_audience_job, follow_up_job, incident_response_job, quiet_morning_job
+from retention_ops.execute.sensors import alert_sensor, follow_up_sensor, quiet_sensor
 from retention_ops.installation import METADATA, installation
 from retention_ops.log.assets import log_assets
 from retention_ops.orchestration import JOB, Loop, partitions
@@ -55,8 +55,8 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
     hour, minute = (int(part) for part in settings.schedule_time.split(":"))
     return dg.Definitions(
         assets=[orders, customer_days, cohort_retention_evolution, *day_assets],
-        jobs=[job, incident_response_job, export_audience_job, follow_up_job],
-        sensors=[alert_sensor, follow_up_sensor],
+        jobs=[job, incident_response_job, export_audience_job, follow_up_job, quiet_morning_job],
+        sensors=[alert_sensor, follow_up_sensor, quiet_sensor],
         schedules=[dg.build_schedule_from_partitioned_job(
             job, hour_of_day=hour, minute_of_hour=minute, default_status=dg.DefaultScheduleStatus.RUNNING,
             description=f"Yesterday in {settings.shop_timezone}, every day at {settings.schedule_time}.",
