@@ -73,7 +73,10 @@ def record_ended_runs(engine: Engine, stored: dg.DagsterInstance, clock: Clock) 
     # a day more than needed: runs are stored by their ends, which other processes write when they get to it
     since = newest["ended_at"] - timedelta(days=1) if newest else clock() - timedelta(days=health.FAILED_RUN_DAYS)
     statuses = {dg.DagsterRunStatus.SUCCESS: "success", dg.DagsterRunStatus.FAILURE: "failure", dg.DagsterRunStatus.CANCELED: "canceled"}
-    records = stored.get_run_records(dg.RunsFilter(job_name=JOB, statuses=list(statuses), updated_after=since))
+    records = [
+        record for record in stored.get_run_records(dg.RunsFilter(statuses=list(statuses), updated_after=since))
+        if _is_whole(record.dagster_run)
+    ]
     return health.record_runs(engine, [
         {
             "run_id": record.dagster_run.run_id, "status": statuses[record.dagster_run.status], **dates_of(record.dagster_run.tags),
@@ -81,6 +84,12 @@ def record_ended_runs(engine: Engine, stored: dg.DagsterInstance, clock: Clock) 
         }
         for record in records
     ], clock)
+
+
+def _is_whole(run: dg.DagsterRun) -> bool:
+    """Whether a run does the work of a date: the daily loop, or as much of it as somebody asks for on the page of the assets."""
+    return run.job_name == JOB or {dg.AssetKey(name) for name in ("alert_logic", "action_pack", "ops_runs_log")} <= (
+        run.asset_selection or set())
 
 
 def dates_of(tags: Mapping[str, str]) -> dict[str, date | None]:

@@ -179,8 +179,12 @@ def _data_owner(settings: Settings) -> Any:
     if chosen(HEALTH_SLOT, settings, "live") == "local":
         return _finding("health alerts", None, f"nobody is told of a failed run or late data; they stay in {settings.outbox}",
                         "set RETENTION_OPS_HEALTH_CHANNEL, or RETENTION_OPS_HEALTH_EMAIL and RETENTION_OPS_SMTP_HOST")
+    name = chosen(HEALTH_SLOT, settings, "live")
+    missing = {"slack": not Secrets().slack_token and "SLACK_TOKEN", "mail": not settings.mail_from and "MAIL_FROM"}[name]
+    if missing:
+        return _finding("health alerts", False, f"go by {name}, but RETENTION_OPS_{missing} is not set", "set it")
     beat = "a heartbeat after each good day" if Secrets().heartbeat_url else "no heartbeat (RETENTION_OPS_HEARTBEAT_URL)"
-    return _finding("health alerts", True, f"go by {chosen(HEALTH_SLOT, settings, 'live')} in live; {beat}")
+    return _finding("health alerts", True, f"go by {name} in live; {beat}")
 
 
 def _secrets_in_env_file() -> Iterator[Any]:

@@ -266,7 +266,7 @@ def settle(connection: Connection, lake: Warehouse, settings: Settings, now: dat
     """
     lock_responses(connection)
     now_found = {cause.key: cause for cause in found(connection, lake, settings, now)}
-    known = {Cause(row["cause"], "", row["subject"]).key: row for row in _open(connection)}
+    known = {_named(row): row for row in _open(connection)}
     changes = []
     for key, cause in now_found.items():
         if key not in known:
@@ -290,7 +290,7 @@ def _tell(connection: Connection, settings: Settings, now: datetime, actor: str)
         if ledger.get(connection, intent.key) is None:
             ledger.plan(connection, [intent], now, actor, limits)
             connection.execute(health_causes.update().where(health_causes.c.id == row["id"]).values(opened_key=intent.key))
-            changes.append(f"planned {intent.target} {row['id']}")
+            changes.append(f"told {_named(row)}")
     ended = sa.select(health_causes).where(
         health_causes.c.closed_at.is_not(None), health_causes.c.opened_key.is_not(None), health_causes.c.closed_key.is_(None))
     for row in connection.execute(ended.order_by(health_causes.c.id)).mappings().all():
@@ -302,8 +302,12 @@ def _tell(connection: Connection, settings: Settings, now: datetime, actor: str)
                 connection, key, "over before anybody was told", now, actor):
             (key,) = ledger.plan(connection, [_message(dict(row), settings, now, opening)], now, actor, limits)
         connection.execute(health_causes.update().where(health_causes.c.id == row["id"]).values(closed_key=key))
-        changes.append(f"ended {row['id']}")
+        changes.append(f"told the end of {_named(row)}")
     return changes
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return Cause(row["cause"], "", row["subject"]).key
 
 
 def _message(row: Mapping[str, Any], settings: Settings, now: datetime, opening: Mapping[str, Any] | None = None) -> Intent:

@@ -6,6 +6,7 @@ what could not leave at once is finished by the follow-up, like any action.
 
 from __future__ import annotations
 
+import shutil
 from datetime import date, timedelta
 from zoneinfo import ZoneInfo
 
@@ -16,6 +17,7 @@ from retention_ops.execute.destinations.choice import HEARTBEAT_SLOT, QUIET_SLOT
 from retention_ops.execute.ledger import Intent
 from retention_ops.execute.respond import Responder
 from retention_ops.log.database import lock_responses
+from retention_ops.settings import Settings
 
 
 def pending(responder: Responder) -> list[str]:
@@ -48,8 +50,17 @@ def tell(responder: Responder) -> list[ledger.Row]:
         if beat:
             ledger.plan(connection, [beat], now, responder.run_id, {})
     responder.checkpoint("planned", {})
+    _expire(settings, now.date())
     rows = ledger.find(engine, slot=QUIET_SLOTS, mode=settings.mode, state=ledger.OPEN_STATES)
     return [responder.door.deliver(row["key"], responder.patience) for row in rows]
+
+
+def _expire(settings: Settings, today: date) -> None:
+    """What was rehearsed goes when a pack of that day would."""
+    oldest = (today - timedelta(days=settings.pack_keep_days)).isoformat()
+    for folder in settings.outbox.glob("????-??-??"):
+        if folder.name < oldest:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plan_digest(responder: Responder) -> None:
@@ -81,8 +92,8 @@ def _heartbeat_due(connection: Connection, responder: Responder) -> Intent | Non
 def _heartbeat(responder: Responder, day: date) -> Intent:
     mode = responder.settings.mode
     destination = chosen(HEARTBEAT_SLOT, responder.settings, mode)
+    kind, target = ("post", f"{day}/heartbeat") if destination == "local" else ("ping", "")  # the address is a secret
     return Intent(
-        identity=f"heartbeat:{day}:{mode}", slot=HEARTBEAT_SLOT, destination=destination, kind="ping",
-        target=f"{day}/heartbeat" if destination == "local" else "", alert_date=day, mode=mode,
+        identity=f"heartbeat:{day}:{mode}", slot=HEARTBEAT_SLOT, destination=destination, kind=kind, target=target, alert_date=day, mode=mode,
         payload={"date": day.isoformat(), "last_day": (day + timedelta(days=1)).isoformat()},
     )

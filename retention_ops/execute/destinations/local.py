@@ -14,7 +14,7 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.files import write_atomic
 
 EXPORTS = "exports"
-KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "resolve", "publish", "mail", "export", "ping")
+KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "resolve", "publish", "mail", "export")
 
 
 class Local:
