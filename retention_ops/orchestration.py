@@ -74,7 +74,7 @@ def record_ended_runs(engine: Engine, stored: dg.DagsterInstance, clock: Clock) 
     since = newest["ended_at"] - timedelta(days=1) if newest else clock() - timedelta(days=health.FAILED_RUN_DAYS)
     statuses = {dg.DagsterRunStatus.SUCCESS: "success", dg.DagsterRunStatus.FAILURE: "failure", dg.DagsterRunStatus.CANCELED: "canceled"}
     records = [
-        record for record in stored.get_run_records(dg.RunsFilter(statuses=list(statuses), updated_after=since))
+        record for record in stored.get_run_records(dg.RunsFilter(statuses=list(statuses), updated_after=since.astimezone(UTC)))
         if _is_whole(record.dagster_run)
     ]
     return health.record_runs(engine, [

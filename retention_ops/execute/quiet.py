@@ -94,6 +94,6 @@ def _heartbeat(responder: Responder, day: date) -> Intent:
     destination = chosen(HEARTBEAT_SLOT, responder.settings, mode)
     kind, target = ("post", f"{day}/heartbeat") if destination == "local" else ("ping", "")  # the address is a secret
     return Intent(
-        identity=f"heartbeat:{day}:{mode}", slot=HEARTBEAT_SLOT, destination=destination, kind=kind, target=target, alert_date=day, mode=mode,
-        payload={"date": day.isoformat(), "last_day": (day + timedelta(days=1)).isoformat()},
+        identity=f"heartbeat:{day}:{mode}", slot=HEARTBEAT_SLOT, destination=destination, kind=kind, target=target, alert_date=day,
+        mode=mode, payload={"date": day.isoformat(), "last_day": (day + timedelta(days=1)).isoformat()},
     )
