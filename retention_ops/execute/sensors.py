@@ -173,7 +173,10 @@ def quiet_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loo
     with open_responder(loop, "quiet_sensor") as responder:
         record_ended_runs(responder.engine, context.instance, responder.clock)
         todo = quiet.pending(responder)
-        write_metrics(responder.engine, responder.lake, responder.settings, responder.clock)
+        try:
+            write_metrics(responder.engine, responder.lake, responder.settings, responder.clock)
+        except OSError as error:  # a full disk must not keep the data owner from hearing of it
+            context.log.warning(f"the metrics file was not renewed: {error}")
         if not todo:
             return dg.SensorResult(run_requests=[])
         # asked for again every five minutes while it stays so: a run that died wrote nothing

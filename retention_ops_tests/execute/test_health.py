@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -21,7 +22,7 @@ from retention_ops.execute.sensors import quiet_sensor
 from retention_ops.execute.wording import HEALTH
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
-from retention_ops.orchestration import JOB
+from retention_ops.orchestration import JOB, record_ended_runs
 from retention_ops.settings import Secrets
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.conftest import settings_for
@@ -524,3 +525,38 @@ def test_a_clock_that_stands_still_is_all_the_look_needs(owned):
     assert found(owned) == found(owned) == [SOURCE_OFF] and health.causes(owned.engine) == before
     assert isinstance(owned.clock, FakeClock)
     assert quiet.pending(owned.responder()) == quiet.pending(owned.responder()) != [] and health.causes(owned.engine) == before
+
+
+@pytest.mark.parametrize(("job", "assets", "counts"), [
+    (JOB, None, True), ("__ASSET_JOB", ("alert_logic", "action_pack", "incident_response", "ops_runs_log"), True),
+    ("__ASSET_JOB", ("alert_logic",), False), ("response_follow_up", None, False),
+])
+def test_runs_that_do_the_work_of_a_date_count_whoever_started_them(owned, job, assets, counts):
+    ran(owned, DAY, status="failure")
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_run(dg.DagsterRun(
+            job_name=job, run_id=str(uuid4()), status=dg.DagsterRunStatus.SUCCESS, tags={"dagster/partition": str(DAY)},
+            asset_selection=frozenset(map(dg.AssetKey, assets)) if assets else None,
+        ))
+        assert record_ended_runs(owned.engine, instance, owned.clock) == counts
+    assert found(owned) == ([] if counts else [RUN_FAILED])
+
+
+def test_a_metrics_file_that_cannot_be_written_stops_nothing(template, tmp_path):
+    with staged(template, tmp_path, digest="off", metrics_file="ops.sqlite/no.prom") as stage, dg.DagsterInstance.ephemeral() as instance:
+        stage.clock.now = WELL
+        checked(stage, False)
+        assert len(tick(stage, instance)) == 1
+
+
+def test_what_was_rehearsed_goes_with_its_time(owned):
+    shadow = owned.with_settings(mode="shadow")
+    checked(shadow, False)
+    tell(shadow)
+    owned.clock.forward(days=shadow.settings.pack_keep_days)
+    tell(shadow)
+    assert len(list(shadow.settings.outbox.glob("2024-05-28"))) == 1
+    owned.clock.forward(days=1)
+    tell(shadow)
+    assert not list(shadow.settings.outbox.glob("2024-05-28"))
+    shadow.close()
