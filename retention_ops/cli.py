@@ -30,6 +30,7 @@ from retention_ops.commands import (
     morning,
     person,
     preview,
+    quiet,
     runs,
     shared,
     source,
@@ -44,7 +45,7 @@ app = typer.Typer(
     epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
 )
 for commands in (
-    init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, doctor.app, person.app, mcp.app,
+    init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, quiet.app, doctor.app, person.app, mcp.app,
 ):
     app.add_typer(commands)
 actions.app.add_typer(preview.app)

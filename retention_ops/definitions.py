@@ -12,8 +12,8 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.assets import cohort_retention_evolution
 from retention_ops.detect.assets import day_assets as detect_assets
 from retention_ops.execute.assets import execute_assets
-from retention_ops.execute.job import export_audience_job, follow_up_job, incident_response_job
-from retention_ops.execute.sensors import alert_sensor, follow_up_sensor
+from retention_ops.execute.job import export_audience_job, follow_up_job, incident_response_job, quiet_morning_job
+from retention_ops.execute.sensors import alert_sensor, follow_up_sensor, quiet_sensor
 from retention_ops.installation import METADATA, installation
 from retention_ops.log.assets import log_assets
 from retention_ops.orchestration import JOB, Loop, partitions
@@ -56,8 +56,8 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
     pull = dg.define_asset_job(PULL_JOB, selection=["orders"], description="Asks the source for orders; computes nothing.")
     return dg.Definitions(
         assets=[orders, customer_days, cohort_retention_evolution, *day_assets],
-        jobs=[job, pull, incident_response_job, export_audience_job, follow_up_job],
-        sensors=[alert_sensor, follow_up_sensor],
+        jobs=[job, pull, incident_response_job, export_audience_job, follow_up_job, quiet_morning_job],
+        sensors=[alert_sensor, follow_up_sensor, quiet_sensor],
         schedules=[morning_schedule(settings)],
         resources={"loop": loop},
         executor=dg.in_process_executor,

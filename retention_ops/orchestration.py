@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import dagster as dg
+from sqlalchemy.engine import Engine
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect import quality
 from retention_ops.detect.compute import Workspace, priority_order, workspace
+from retention_ops.execute import health
 from retention_ops.execute.destinations.seam import Destination
 from retention_ops.execute.respond import Responder
 from retention_ops.log.database import ops_database
@@ -63,6 +65,42 @@ def open_responder(loop: Loop, run_id: str) -> Iterator[Responder]:
         yield Responder(
             loop.lake, engine, loop.settings, run_id, clock=loop.clock, mode=loop.mode, destinations=loop.destinations,
         )
+
+
+def record_ended_runs(engine: Engine, stored: dg.DagsterInstance, clock: Clock) -> int:
+    """Writes down the runs of the daily loop that ended since the newest one known, for those who may not ask Dagster."""
+    newest = health.newest_run(engine)
+    # a day more than needed: runs are stored by their ends, which other processes write when they get to it
+    since = newest["ended_at"] - timedelta(days=1) if newest else clock() - timedelta(days=health.FAILED_RUN_DAYS)
+    statuses = {dg.DagsterRunStatus.SUCCESS: "success", dg.DagsterRunStatus.FAILURE: "failure", dg.DagsterRunStatus.CANCELED: "canceled"}
+    records = [
+        record for record in stored.get_run_records(dg.RunsFilter(statuses=list(statuses), updated_after=since.astimezone(UTC)))
+        if _is_whole(record.dagster_run)
+    ]
+    return health.record_runs(engine, [
+        {
+            "run_id": record.dagster_run.run_id, "status": statuses[record.dagster_run.status], **dates_of(record.dagster_run.tags),
+            "started_at": _moment(record.start_time), "ended_at": _moment(record.end_time) or record.update_timestamp,
+        }
+        for record in records
+    ], clock)
+
+
+def _is_whole(run: dg.DagsterRun) -> bool:
+    """Whether a run does the work of a date: the daily loop, or as much of it as somebody asks for on the page of the assets."""
+    return run.job_name == JOB or {dg.AssetKey(name) for name in ("alert_logic", "action_pack", "ops_runs_log")} <= (
+        run.asset_selection or set())
+
+
+def dates_of(tags: Mapping[str, str]) -> dict[str, date | None]:
+    """The first and the last date of a run, by its tags."""
+    first = tags.get(RANGE_START) or tags.get("dagster/partition")
+    last = tags.get(RANGE_END, first)
+    return {"first_date": date.fromisoformat(first) if first else None, "last_date": date.fromisoformat(last) if last else None}
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def partitions(settings: Settings, lake: Warehouse) -> dg.DailyPartitionsDefinition:

@@ -221,6 +221,16 @@ class Settings(BaseSettings):
     mail_from: str = Field("", description="sender's address")
     mail_to: str = Field("", description="receivers' addresses, separated by commas")
 
+    # quiet mornings
+    digest: Literal["off", "weekly", "daily"] = Field("weekly", description="the digest that says we looked, and what there was to see")
+    digest_day: Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"] = Field("mon", description="day of the weekly digest")
+    health_channel: str = Field("", description="Slack channel id of the data owner; needs RETENTION_OPS_SLACK_TOKEN")
+    health_email: str = Field("", description="the data owner's addresses, used where health_channel is empty; needs smtp_host, mail_from")
+    runbooks_url: str = Field("", description="address of docs/runbooks, linked from health alerts; empty: they name the command")
+    metrics_file: Path | None = Field(
+        None, description="Prometheus text file, renewed every minute, e.g. metrics.prom; a relative path lies in home; empty: none",
+    )
+
     # MCP server
     mcp_toolsets: str = Field(
         "read,actions", description="toolsets the MCP server offers: read, actions, or both", pattern=r"^(read|actions)(,(read|actions))*$",
@@ -302,6 +312,11 @@ class Settings(BaseSettings):
         return self.home / "action_packs"
 
     @property
+    def outbox(self) -> Path:
+        """Where `local` writes what belongs to no pack: digests, health alerts, heartbeats."""
+        return self.home / "outbox"
+
+    @property
     def database_url(self) -> str:
         return self.ops_database_url or f"sqlite:///{(self.home / 'ops.sqlite').absolute()}"
 
@@ -376,6 +391,9 @@ class Secrets(BaseSettings):
     smtp_password: SecretStr | None = Field(None, description="mail server login")
     id_key: SecretStr | None = Field(
         None, description="hashes customer ids and marks forgotten customers; at least 32 characters: openssl rand -hex 32",
+    )
+    heartbeat_url: SecretStr | None = Field(
+        None, description="called (GET) once after each good day in pilot and live; the address is the credential",
     )
     mcp_tokens: SecretStr | None = Field(
         None, description="callers of the MCP server over HTTP: name:scope+scope:token, separated by commas; scopes read, actions",

@@ -13,11 +13,12 @@ from sqlalchemy.engine import Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.alerts import alerts_by_day, answered_rules
 from retention_ops.errors import PackError
-from retention_ops.execute import incidents, ledger, wording
+from retention_ops.execute import health, incidents, ledger
 from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import ARMED, ARMED_SHORTFALL
 from retention_ops.log import runs
 from retention_ops.log.database import actions, ops_database, ops_events
+from retention_ops.metrics import as_numbers, metrics
 from retention_ops.package.audiences import TIERS, safe_text
 from retention_ops.package.pack import Pack, find_pack, no_contact, pack_days, records
 from retention_ops.settings import REAL_MODES, Settings
@@ -49,7 +50,7 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
         "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "duplicates": [], "halted": None,
-        "armed": None, "shortfall_pilot_until": None, "precision": None,
+        "armed": None, "shortfall_pilot_until": None, "precision": None, "health": [], "metrics": None,
         "packs_with_opted_out": packs_with_opted_out(lake, packs),
         "stale_packs": stale_packs(lake, packs),
     }
@@ -57,8 +58,9 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
     facts |= {"stale_dates": fresh.stale, "other_rules_dates": fresh.other_rules}
     if orders:
         with ops_database(settings) as engine:
+            facts |= _runs(engine, lake, built, clock)
             facts |= _answers(engine, recent) | _response(engine, settings, clock())
-        facts |= _runs(lake, built)
+            facts |= {"health": health.open_causes(engine), "metrics": as_numbers(metrics(engine, lake, settings, clock))}
     return facts | {"next": _next(facts)}
 
 
@@ -68,7 +70,7 @@ def _answers(engine: Engine, recent: list[dict[str, Any]]) -> dict[str, Any]:
     newest = {row["alert_date"]: row for row in log}
     return {
         "last_answer": _last_answer(log),
-        "failed_answers": _failed(log),
+        "failed_answers": runs.failed_dates(log),
         "audit": f"broken at row {broken[0]}, date {broken[1]['alert_date']}" if broken
         else f"{len(log):,} row{'' if len(log) == 1 else 's'}, hash chain whole",
         "audit_broken_at": broken[0] if broken else None,
@@ -89,18 +91,6 @@ def duplicates(engine: Engine) -> list[dict[str, Any]]:
     query = sa.select(*columns).join(ops_events, ops_events.c.action_key == actions.c.key).where(ops_events.c.event == "duplicate")
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(query.order_by(ops_events.c.id)).mappings()]
-
-
-def _failed(log: list[dict[str, Any]]) -> list[date]:
-    """Dates whose answer failed and did not succeed later."""
-    failed: dict[date, None] = {}
-    for row in log:
-        # a response that finds everything of an earlier answer in order says so and counts as skipped
-        if row["status"] == "success" or (row["error_message"] or "").startswith(wording.ANSWERED_ALREADY):
-            failed.pop(row["alert_date"], None)
-        if row["status"] == "failed":
-            failed[row["alert_date"]] = None
-    return list(failed)
 
 
 def _response(engine: Engine, settings: Settings, now: datetime) -> dict[str, Any]:
@@ -126,13 +116,16 @@ def _response(engine: Engine, settings: Settings, now: datetime) -> dict[str, An
     }
 
 
-def _runs(lake: Warehouse, built: list[date]) -> dict[str, Any]:
+def _runs(engine: Engine, lake: Warehouse, built: list[date], clock: Clock) -> dict[str, Any]:
     from retention_ops.launch import instance, last_run, materialized_dates, mismatches  # Dagster only where there is something to ask
+    from retention_ops.orchestration import record_ended_runs
 
     with instance(lake.settings) as stored:
         packed = materialized_dates(lake.settings, "action_pack", stored) if built else set()
+        newest = last_run(lake.settings, stored)
+        record_ended_runs(engine, stored, clock)
         return {
-            "last_run": last_run(lake.settings, stored),
+            "last_run": newest,
             "unfinished_dates": [day for day in built if day not in packed],
             "mismatches": mismatches(lake.settings, lake, stored),
         }
@@ -194,6 +187,7 @@ def _for_a_person(facts: dict[str, Any]) -> list[str]:
         f"incidents ack {row['id']} --by NAME" for row in facts["open_incidents"] if row["mode"] in REAL_MODES and not row["acked_by"]
     ]
     waits += ["actions work" for row in held if row["state"] == ledger.UNKNOWN]
+    waits += ["health" for _ in facts["health"]]
     return waits[:1]
 
 

@@ -95,7 +95,9 @@ def test_the_ui_loads_everything_and_backfills_a_range_in_one_run(ui, small_lake
 
     status = wait_for("the backfill", 240, finished)
     assert status == "COMPLETED_SUCCESS"
-    assert ui(RUNS)["runsOrError"]["results"] == [{"status": "SUCCESS", "jobName": "__ASSET_JOB"}]
+    # the shop's data is old, which the data owner is told by a run of its own
+    ran = [run for run in ui(RUNS)["runsOrError"]["results"] if run["jobName"] != "quiet_morning"]
+    assert ran == [{"status": "SUCCESS", "jobName": "__ASSET_JOB"}]
     lake = Lake(settings_for(small_lake.settings.home))
     assert all(lake.days(table) == days for table in PER_DAY)
     assert (lake.settings.packs / LAST_DAY.isoformat() / "briefing.html").is_file()

@@ -25,7 +25,7 @@ def shortened(value: Any) -> Any:
 
 def full_lines(slot: str, destination: str, payload: Payload) -> Iterator[str]:
     """The whole content, as its destination shows it."""
-    if slot == "slack" and "blocks" in payload:
+    if "blocks" in payload:
         yield from _message(payload)
     elif slot == "ticket":
         yield from _ticket(payload)

@@ -84,6 +84,7 @@ def _installation(settings: Settings) -> Iterator[Any]:
     yield _daemon(settings)
     yield from _webserver(settings)
     yield from _people(settings)
+    yield _data_owner(settings)
     yield from _secrets_in_env_file()
     yield _lists(settings)
     yield _chances(settings)
@@ -182,7 +183,7 @@ def _daemon(settings: Settings) -> Any:
             runs = True
         finally:
             os.close(held)
-    when = f"the daily run from {settings.schedule_time} {settings.shop_timezone} and both sensors"
+    when = f"the daily run from {settings.schedule_time} {settings.shop_timezone} and the sensors"
     if runs:
         return _finding("daemon", True, f"`retention-ops ui` runs here: {when} are on")
     return _finding("daemon", None, f"not seen on this machine: {when} wait for it",
@@ -207,6 +208,22 @@ def _people(settings: Settings) -> Iterator[Any]:
                    "set RETENTION_OPS_BACKUP_OWNER")
     yield _finding("acknowledgement", True, f"CRITICAL within {settings.ack_hours_critical}, WARNING within "
                    f"{settings.ack_hours_warning} hours of {settings.business_days} {settings.business_hours} {settings.shop_timezone}")
+
+
+def _data_owner(settings: Settings) -> Any:
+    """Who hears that the installation itself is not well."""
+    from retention_ops.execute.destinations import chosen
+    from retention_ops.execute.destinations.choice import HEALTH_SLOT
+
+    if chosen(HEALTH_SLOT, settings, "live") == "local":
+        return _finding("health alerts", None, f"nobody is told of a failed run or late data; they stay in {settings.outbox}",
+                        "set RETENTION_OPS_HEALTH_CHANNEL, or RETENTION_OPS_HEALTH_EMAIL and RETENTION_OPS_SMTP_HOST")
+    name = chosen(HEALTH_SLOT, settings, "live")
+    missing = {"slack": not Secrets().slack_token and "SLACK_TOKEN", "mail": not settings.mail_from and "MAIL_FROM"}[name]
+    if missing:
+        return _finding("health alerts", False, f"go by {name}, but RETENTION_OPS_{missing} is not set", "set it")
+    beat = "a heartbeat after each good day" if Secrets().heartbeat_url else "no heartbeat (RETENTION_OPS_HEARTBEAT_URL)"
+    return _finding("health alerts", True, f"go by {name} in live; {beat}")
 
 
 def _secrets_in_env_file() -> Iterator[Any]:

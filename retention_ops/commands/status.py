@@ -51,6 +51,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
                           if answer else "none yet")
     yield "flagged, last 30 dates built", ", ".join(f"{row['alert_date']} {row['severity']}" for row in facts["flagged"]) or "none"
     yield from _response_lines(facts)
+    for row in facts["health"]:
+        yield "health", f"[yellow]{escape(row['detail'])}[/yellow] since {moment(row['opened_at'])}"
     yield "audit log", f"[red]{facts['audit']}[/red]" if facts["audit_broken_at"] else facts["audit"]
     for name, words in (
         ("stale_dates", "built from older orders"), ("stale_packs", "with a pack that is damaged or from older orders"),

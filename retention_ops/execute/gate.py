@@ -24,6 +24,7 @@ from retention_ops.detect.alerts import AT_RISK, RANK, SHORTFALL, alerts_by_day,
 from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.log.database import answers
+from retention_ops.log.runs import ANSWERED_ALREADY
 from retention_ops.package.pack import alert_version, records
 from retention_ops.settings import TEST_MODES, TRIAL, Settings
 from retention_ops.warehouse.seam import Warehouse
@@ -127,7 +128,7 @@ class Gate:
         if mode == "off":
             return decided("skip", "the response is switched off (mode off)")
         if last and last["version"] == version and last["verdict"] not in PASSED:
-            return decided("resume", f"{wording.ANSWERED_ALREADY} {last['run_id']}: same result", self._stood_for(last))
+            return decided("resume", f"{ANSWERED_ALREADY} {last['run_id']}: same result", self._stood_for(last))
         past = self._past(day) if alert["alert_flag"] or last else ""
         if past and last and last["verdict"] not in PASSED:
             return decided("skip", f"{past}; what was answered then stands")

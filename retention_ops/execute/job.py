@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from retention_ops.execute import ledger
+from retention_ops.execute import ledger, quiet
 from retention_ops.execute.asked import EXPORT_JOB, RESPONSE_JOB
 from retention_ops.execute.gate import Decision
 from retention_ops.execute.respond import Responder, links_of
@@ -19,6 +19,7 @@ from retention_ops.orchestration import Loop, open_responder
 from retention_ops.package.pack import alert_version
 
 FOLLOW_UP_JOB = "response_follow_up"
+QUIET_JOB = "quiet_morning"
 LIMITED = {"dagster/max_runtime": "300"}
 """a run whose worker and code server were killed together stays "started"; after so many seconds it counts as failed"""
 
@@ -142,6 +143,18 @@ def follow_up(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop]) -> N
         raise dg.Failure("not everything could be done and that is logged: " + "; ".join(failed))
 
 
+@dg.op(description="Health alerts and their end, the digest, the heartbeat: each written down, then sent once.")
+def quiet_morning(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop]) -> None:
+    failed = []
+    with open_responder(loop, context.run.run_id) as responder:
+        for row in quiet.tell(responder):
+            said = f"{row['slot']} {row['kind']} by {row['destination']} {row['state']}"
+            context.log.info(said + (f" ({row['last_error']})" if row["last_error"] else ""))
+            failed += [said] if row["state"] in (ledger.FAILED, ledger.NEEDS_HUMAN) else []
+    if failed:
+        raise dg.Failure("not everything could be told: " + "; ".join(failed))
+
+
 @dg.op(description="Hands planned exports over, after consent and suppressions were read once more.")
 def export_lists(context: dg.OpExecutionContext, config: ListsToExport, loop: dg.ResourceParam[Loop]) -> None:
     failed = []
@@ -208,6 +221,12 @@ def incident_response_job() -> None:
         description="Hands over the lists somebody asked for: each exactly once, or held for a person.")
 def export_audience_job() -> None:
     export_lists()
+
+
+@dg.job(name=QUIET_JOB, executor_def=dg.in_process_executor, tags=LIMITED,
+        description="What there is to say when nothing happened: health, digest, heartbeat.")
+def quiet_morning_job() -> None:
+    quiet_morning()
 
 
 @dg.job(name=FOLLOW_UP_JOB, executor_def=dg.in_process_executor, tags=LIMITED,

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.errors import LedgerError
+from retention_ops.execute.destinations.choice import QUIET_SLOTS
 from retention_ops.execute.destinations.seam import Receipt
 from retention_ops.log.database import actions, approvals, lock_responses, ops_events, reservations, response_state
 from retention_ops.log.exposures import insert_once
@@ -143,7 +144,9 @@ def _locked(connection: Connection, key: str) -> Row:
 
 
 def _guardrail(intent: Intent) -> str:
-    return f"messages:{intent.mode}:{intent.destination}"
+    # a health alert that comes and goes must never be why an alarm waits for a person
+    own = f":{intent.slot}" if intent.slot in QUIET_SLOTS else ""
+    return f"messages:{intent.mode}:{intent.destination}{own}"
 
 
 def _over_limit(connection: Connection, intent: Intent, now: datetime, limits: Mapping[str, int]) -> str:

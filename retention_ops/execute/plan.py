@@ -19,7 +19,7 @@ from retention_ops.detect.alerts import SHORTFALL
 from retention_ops.errors import LedgerError, PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.execute.destinations import chosen, target_of
-from retention_ops.execute.destinations.choice import RUN_SLOT
+from retention_ops.execute.destinations.choice import QUIET_SLOTS, RUN_SLOT
 from retention_ops.execute.gate import ACTED, PASSED, Decision, Gate
 from retention_ops.execute.ledger import Intent
 from retention_ops.log import exposures
@@ -130,7 +130,7 @@ class Planner:
         everything of D that has not left."""
         table = ledger.actions
         query = sa.select(table.c.key).where(
-            table.c.alert_date == day, table.c.mode == self.settings.mode, table.c.slot != RUN_SLOT,
+            table.c.alert_date == day, table.c.mode == self.settings.mode, table.c.slot.not_in((RUN_SLOT, *QUIET_SLOTS)),
         ).order_by(table.c.position)
         if decision.verdict != "retract":
             query = query.where(table.c.slot == "sheets")

@@ -21,7 +21,16 @@ from retention_ops.detect.alerts import AT_RISK
 from retention_ops.errors import LedgerError, PackError, RetentionOpsError
 from retention_ops.execute import incidents, ledger, withdrawals, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
-from retention_ops.execute.destinations.choice import ASKED_SLOTS, BUILD, EXPORT_SLOT, RUN_SLOT, WITHDRAW, WITHDRAWAL_SLOT
+from retention_ops.execute.destinations.choice import (
+    ASKED_SLOTS,
+    BUILD,
+    EXPORT_SLOT,
+    HEARTBEAT_SLOT,
+    QUIET_SLOTS,
+    RUN_SLOT,
+    WITHDRAW,
+    WITHDRAWAL_SLOT,
+)
 from retention_ops.execute.destinations.seam import Destination, Table
 from retention_ops.execute.door import Content, Door, ListChanged, Obsolete
 from retention_ops.execute.gate import Decision, Gate
@@ -36,6 +45,8 @@ from retention_ops.package.pack import alert_version, current_audiences, find_pa
 from retention_ops.settings import REAL_MODES, TRIAL, Secrets, Settings
 from retention_ops.warehouse.seam import Warehouse
 
+APART = (*ASKED_SLOTS, *QUIET_SLOTS)
+"""slots of actions that answer no alert: none waits for them, and no row of the log is about them"""
 LIST_CHANGES = 3
 """a list that changes that often while it is handed over waits for the next run"""
 MOVES = ("key", "state", "attempts", "looked_up", "last_error")
@@ -141,7 +152,7 @@ class Responder:
         """What answers D in this mode, in the order it was planned."""
         where = {"slot": slot} if slot else {}
         found = ledger.find(self.engine, alert_date=day, mode=self.settings.mode, **where)
-        return found if slot else [row for row in found if row["slot"] not in ASKED_SLOTS]
+        return found if slot else [row for row in found if row["slot"] not in APART]
 
     def _deliver(self, row: ledger.Row) -> ledger.Row:
         if row["slot"] != "sheets":
@@ -236,6 +247,9 @@ class Responder:
         day = row["alert_date"]
         if row["slot"] == WITHDRAWAL_SLOT:
             return Content()
+        if row["slot"] in QUIET_SLOTS:
+            self._still_news(row)
+            return Content()
         self._still_wanted(row)
         if row["slot"] in ASKED_SLOTS:
             return self._asked_for(row)
@@ -297,6 +311,13 @@ class Responder:
             oldest = self.gatekeeper.today() - timedelta(days=self.settings.max_alert_age_days)
             if row["alert_date"] < oldest and row["answer_id"]:
                 raise Obsolete(f"{row['alert_date']} is older than {self.settings.max_alert_age_days} days (max_alert_age_days)")
+
+    def _still_news(self, row: ledger.Row) -> None:
+        """Raises Obsolete where a quiet morning's word waited until the next one: an old heartbeat would vouch for a dead loop."""
+        last_day = row["payload"].get("last_day")
+        if last_day and self.gatekeeper.today() > date.fromisoformat(last_day):
+            what = "heartbeat" if row["slot"] == HEARTBEAT_SLOT else "digest"
+            raise Obsolete(f"the next {what} is due by now")
 
     def _remember(self, row: ledger.Row, lists: Mapping[str, Audience]) -> None:
         """Keeps who is handed over until it is recorded, so that a kill after sending forgets nobody."""
@@ -461,7 +482,7 @@ class Responder:
             except Exception as error:  # one that cannot be moved must not hold up the others
                 problems[row["alert_date"]] = self.text(error)
                 continue
-            if row["slot"] in ASKED_SLOTS:
+            if row["slot"] in APART:
                 continue  # no answer to an alert, so no row of the log
             if [done[name] for name in MOVES] != before and not switched_off(done):
                 touched[row["alert_date"]] = None

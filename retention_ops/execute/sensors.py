@@ -1,6 +1,7 @@
-"""What starts the incident response by itself: one sensor reads every alert, another finishes what was left open.
+"""What starts the incident response by itself: one sensor reads every alert, another finishes what was left open, a third looks
+whether the installation itself is well.
 
-Both only ask for runs. What is sent is decided by the ledger, so a tick, a run or a daemon may die and come again.
+All only ask for runs. What is sent is decided by the ledger, so a tick, a run or a daemon may die and come again.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from datetime import date, datetime, timedelta
 import dagster as dg
 import sqlalchemy as sa
 
-from retention_ops.execute import incidents, ledger
+from retention_ops.execute import incidents, ledger, quiet
 from retention_ops.execute.gate import Decision
-from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job
+from retention_ops.execute.job import FOLLOW_UP_JOB, RESPONSE_JOB, follow_up_job, incident_response_job, quiet_morning_job
 from retention_ops.execute.respond import Responder
 from retention_ops.log import runs
 from retention_ops.log.database import answers, ops_runs_log
-from retention_ops.orchestration import Loop, open_responder
+from retention_ops.metrics import write_metrics
+from retention_ops.orchestration import Loop, open_responder, record_ended_runs
 from retention_ops.settings import REAL_MODES, TRIAL
 
 BATCH = 100
@@ -161,3 +163,22 @@ def _modes(responder: Responder) -> list[str]:
 
 def _computed_at(responder: Responder, day: date) -> datetime:
     return responder.lake.computed_at("alert_logic", day)
+
+
+@dg.sensor(
+    job=quiet_morning_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Whether the installation is well, and whether a digest or a heartbeat is due; renews the metrics file.",
+)
+def quiet_sensor(context: dg.SensorEvaluationContext, loop: dg.ResourceParam[Loop]) -> dg.SensorResult:
+    with open_responder(loop, "quiet_sensor") as responder:
+        record_ended_runs(responder.engine, context.instance, responder.clock)
+        todo = quiet.pending(responder)
+        try:
+            write_metrics(responder.engine, responder.lake, responder.settings, responder.clock)
+        except OSError as error:  # a full disk must not keep the data owner from hearing of it
+            context.log.warning(f"the metrics file was not renewed: {error}")
+        if not todo:
+            return dg.SensorResult(run_requests=[])
+        # asked for again every five minutes while it stays so: a run that died wrote nothing
+        key = f"quiet:{ledger.digest(todo)[:32]}:{int(responder.clock().timestamp() // 300)}"
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=key, tags={"dagster/priority": "5"})])

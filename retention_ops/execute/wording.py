@@ -12,10 +12,11 @@ from typing import Any
 from retention_ops.detect.alerts import SHORTFALL, also_flagged
 from retention_ops.package.audiences import TIERS
 from retention_ops.package.brief import fit_slack
+from retention_ops.settings import Settings
 
 Row = Mapping[str, Any]
 # beginnings by which a record is recognised later: said and looked for through these names only
-HALTED_BY, THE_MODE, ANSWERED_ALREADY = "halted by", "the mode", "already answered by run"
+HALTED_BY, THE_MODE = "halted by", "the mode"
 
 
 def escape_slack(text: str) -> str:
@@ -130,3 +131,39 @@ def slack_with_context(message: Row, *lines: str) -> dict[str, Any]:
 
 def slack_links(links: Mapping[str, str]) -> str:
     return " · ".join(f"<{escape_slack(url)}|{escape_slack(label)}>" for label, url in links.items())
+
+
+# -- health --------------------------------------------------------------------------------------------------------------
+
+HEALTH = {
+    "run_failed": "A run failed", "data_late": "Data is late", "source_check_off": "The source check is off",
+    "action_needs_human": "An action needs a human", "too_many_alerts": "Too many alerts", "no_alerts": "No alert for a long time",
+}
+"""cause -> what people call it"""
+
+
+def health_title(row: Row) -> str:
+    """The first line about a cause: that it began, or that it is over."""
+    title = HEALTH[row["cause"]] + (f" ({row['subject']})" if row["subject"] else "")
+    return f"Over: {title[0].lower()}{title[1:]}" if row["closed_at"] else f"Health: {title[0].lower()}{title[1:]}"
+
+
+def health_lines(row: Row, settings: Settings) -> list[str]:
+    """What else is said: what was found, or for how long it was so; and where the runbook is."""
+    if row["closed_at"]:
+        return [f"Since {row['opened_at']:%Y-%m-%d %H:%M} UTC, over at {row['closed_at']:%Y-%m-%d %H:%M} UTC. Nothing is left to do."]
+    return [row["detail"], f"Since {row['opened_at']:%Y-%m-%d %H:%M} UTC at the latest. You are told once more, when it is over.",
+            f"What to do: {runbook(row['cause'], settings)}"]
+
+
+def runbook(cause: str, settings: Settings) -> str:
+    """Where a cause's one-page runbook is: its address, or the command that prints it."""
+    if settings.runbooks_url:
+        return f"{settings.runbooks_url.rstrip('/')}/{cause}.md"
+    return f"retention-ops health --runbook {cause}"
+
+
+def slack_health(title_line: str, lines: Sequence[str]) -> dict[str, Any]:
+    """A health alert as a Slack message: one bold line, then the rest. Addresses become links by themselves."""
+    text = "\n".join([f"*{escape_slack(title_line)}*", *(escape_slack(line) for line in lines)])
+    return fit_slack(escape_slack(title_line), [{"type": "section", "text": {"type": "mrkdwn", "text": text}}])

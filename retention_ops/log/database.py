@@ -211,6 +211,41 @@ erasures = sa.Table(
     sa.Column("unreached", sa.JSON, nullable=False),  # what lies where nothing here can delete it
 )
 
+loop_runs = sa.Table(
+    "loop_runs", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),  # in the order in which they ended
+    sa.Column("run_id", sa.Text, nullable=False, unique=True),
+    sa.Column("first_date", sa.Date),
+    sa.Column("last_date", sa.Date),
+    sa.Column("status", sa.Text, nullable=False),  # success, failure, canceled
+    sa.Column("started_at", UtcDateTime()),
+    sa.Column("ended_at", UtcDateTime(), nullable=False),
+    sa.Column("seen_at", UtcDateTime(), nullable=False),  # by the installation's own clock
+)
+
+source_checks = sa.Table(
+    "source_checks", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("day", sa.Date, nullable=False),  # the newest date compared
+    sa.Column("ok", sa.Boolean, nullable=False),
+    sa.Column("differences", sa.JSON, nullable=False),  # counts and sums by date, never a customer
+    sa.Column("checked_at", UtcDateTime(), nullable=False),
+)
+
+health_causes = sa.Table(
+    "health_causes", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("cause", sa.Text, nullable=False),  # run_failed, data_late, source_check_off, action_needs_human, too_many_alerts, no_alerts
+    sa.Column("subject", sa.Text, nullable=False),  # tells apart two causes of one kind; an alert date, or empty
+    sa.Column("detail", sa.Text, nullable=False),  # as it was when it opened
+    sa.Column("opened_at", UtcDateTime(), nullable=False),
+    sa.Column("closed_at", UtcDateTime()),
+    sa.Column("opened_key", sa.Text),  # the newest action that tells of it, and of its end
+    sa.Column("closed_key", sa.Text),
+    sa.Index("health_causes_one_open", "cause", "subject", unique=True,
+             sqlite_where=sa.text("closed_at IS NULL"), postgresql_where=sa.text("closed_at IS NULL")),
+)
+
 
 def _engine(settings: Settings) -> Engine:
     url = sa.make_url(settings.database_url)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import CustomersVersion, OrdersVersion
 
 GENESIS = "0" * 64
+ANSWERED_ALREADY = "already answered by run"
+"""how the message of a row begins that found everything in order"""
 COLUMNS = TABLES["ops_runs_log"].column_names
 _ARROW_TYPES = {
     "STRING": pa.string(), "DATE": pa.date32(), "INT64": pa.int64(), "FLOAT64": pa.float64(), "BOOL": pa.bool_(),
@@ -80,6 +82,18 @@ def by_date(engine: Engine, first: date, last: date) -> dict[date, list[dict[str
     for row in rows(engine, first=first, last=last):
         found.setdefault(row["alert_date"], []).append(row)
     return found
+
+
+def failed_dates(log: Iterable[Mapping[str, Any]]) -> list[date]:
+    """Dates whose answer failed and did not succeed later, by rows in the order they were written."""
+    failed: dict[date, None] = {}
+    for row in log:
+        # a response that finds everything of an earlier answer in order says so and counts as skipped
+        if row["status"] == "success" or (row["error_message"] or "").startswith(ANSWERED_ALREADY):
+            failed.pop(row["alert_date"], None)
+        if row["status"] == "failed":
+            failed[row["alert_date"]] = None
+    return list(failed)
 
 
 def first_broken_row(engine: Engine) -> tuple[int, dict[str, Any]] | None:

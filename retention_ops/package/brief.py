@@ -118,9 +118,7 @@ def render_slack(facts: BriefFacts, settings: Settings, *, chart_alt: str | None
     `chart_alt` describes the chart that goes into the thread; None takes the brief's own words, '' leaves the line out.
     Never holds a mention: `<!channel>` and the like are added by execute/, where the setting allows. Raises PackError.
     """
-    parts = _slack_parts(_render("slack", facts, settings, chart_alt=None if chart_alt is None else _clean(chart_alt, 600)))
-    text = " ".join(content for kind, content in parts if kind == "text")
-    return fit_slack(text, [block for kind, content in parts for block in _slack_blocks(kind, content)])
+    return slack_message(_render("slack", facts, settings, chart_alt=None if chart_alt is None else _clean(chart_alt, 600)))
 
 
 def render_html(
@@ -458,11 +456,11 @@ def _trend(alert: dict[str, Any], history: list[dict[str, Any]], answered: set[d
         "history_first": known[0] if known else None,
         "is_highest": len(known) >= 14 and known[-1] == values[-1] and known[-1] > max(known[:-1]),
         "spark_days": min(len(history), _SPARK_DAYS),
-        "spark": _sparkline(history[-_SPARK_DAYS:]),
+        "spark": sparkline(history[-_SPARK_DAYS:]),
     }
 
 
-def _sparkline(rows: list[dict[str, Any]]) -> str:
+def sparkline(rows: list[dict[str, Any]]) -> str:
     """AT_RISK % as a row of bars, a dot where there is no value. The scale always spans from the lowest value to at least the
     last critical line, so that the noise of a quiet month does not look like a mountain."""
     values = [_number(row["current_value"]) for row in rows]
@@ -836,11 +834,18 @@ def _filters(form: _Format) -> dict[str, Callable[..., Any]]:
 
 def _render(kind: str, facts: BriefFacts, settings: Settings, **extra: Any) -> str:
     """One format's template over the facts. Raises PackError for whatever goes wrong inside a template."""
-    name = _FORMATS[kind].template
+    values = {"brief": _view(facts), "chart_alt": None, "chart_source": "", "returning_source": "", **extra}
+    return render_template(kind, _FORMATS[kind].template, settings, values)
+
+
+def render_template(kind: str, name: str, settings: Settings, values: dict[str, Any]) -> str:
+    """The template `name` in the format `kind` (markdown, slack, html): its escaping and filters, a company's own template first.
+
+    Raises PackError, naming template and line, for whatever goes wrong inside a template.
+    """
     template = _template(kind, name, settings.templates_dir, template_fingerprint(settings))
-    view = _view(facts)
     try:
-        return template.render({"brief": view, "chart_alt": None, "chart_source": "", "returning_source": "", **extra})
+        return template.render(values)
     except Exception as error:
         # from None: the command line shows the innermost cause, and Jinja's own error has neither name nor line
         raise PackError(_template_message(error, name, settings.templates_dir)) from None
@@ -849,7 +854,10 @@ def _render(kind: str, facts: BriefFacts, settings: Settings, **extra: Any) -> s
 def _template(kind: str, name: str, templates_dir: Path | None, fingerprint: str) -> Template:
     """A format's template, compiled. Raises PackError."""
     try:
-        return _environment(kind, templates_dir, fingerprint).get_template(name)
+        environment = _environment(kind, templates_dir, fingerprint)
+        if templates_dir and name != _FORMATS[kind].template:  # the environment looked at its own one when it was made
+            _refuse_unknown_blocks(environment, name, templates_dir)
+        return environment.get_template(name)
     except PackError:
         raise
     except Exception as error:
@@ -889,6 +897,13 @@ SLACK_PAYLOAD = 12_000
 SLACK_TEXT = 4_000
 _SHORTENED = "Shortened to fit into Slack; the full brief is in the Action Pack."
 _KINDS = ("text", "header", "context", "section", "fields", "divider")
+
+
+def slack_message(rendered: str) -> dict[str, Any]:
+    """A rendered Slack template as {'text', 'blocks'} within Slack's limits. Raises PackError for what is no part of a message."""
+    parts = _slack_parts(rendered)
+    text = " ".join(content for kind, content in parts if kind == "text")
+    return fit_slack(text, [block for kind, content in parts for block in _slack_blocks(kind, content)])
 
 
 def _slack_parts(rendered: str) -> list[tuple[str, str]]:

@@ -45,7 +45,7 @@ LOCATION = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name l
 def slack_settings(server: slack.SlackServer) -> dict[str, str]:
     return {
         "RETENTION_OPS_MODE": "live", "RETENTION_OPS_MAX_ALERT_AGE_DAYS": "36500", "RETENTION_OPS_OWNER": "Ada",
-        "RETENTION_OPS_MESSAGES_TO": "slack", "RETENTION_OPS_SLACK_API_URL": server.api_url,
+        "RETENTION_OPS_DIGEST": "off", "RETENTION_OPS_MESSAGES_TO": "slack", "RETENTION_OPS_SLACK_API_URL": server.api_url,
         "RETENTION_OPS_SLACK_CHANNEL": slack.CHANNEL, "RETENTION_OPS_SLACK_TOKEN": slack.TOKEN,
     }
 

@@ -45,6 +45,10 @@ def connect(name: str, settings: Settings, secrets: Secrets, mode: str, clock: C
             from retention_ops.execute.destinations.mail import Mail
 
             return Mail.connect(settings, secrets, mode)
+        case "heartbeat":
+            from retention_ops.execute.destinations.heartbeat import Heartbeat
+
+            return Heartbeat.connect(secrets)
         case "dagster":
             from retention_ops.execute.destinations.dagster import Dagster
 

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from urllib3 import exceptions as urllib3_errors
@@ -132,6 +133,22 @@ def content(response: requests.Response, name: str = "the service") -> Any:
         return response.json()
     except ValueError:
         raise Ambiguous(f"{name}: answered {response.status_code} with something that is not JSON") from None
+
+
+def fault_of_address(url: str) -> str:
+    """What is wrong with an address that is itself a credential, without quoting it; empty if nothing is."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "not an address"
+    if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
+        return "not an address such as https://hook.eu2.make.com/..."
+    if parts.scheme == "http" and host not in ("127.0.0.1", "localhost", "::1"):
+        return "must begin with https:// (http:// only on a loopback address)"
+    if parts.username or parts.password or parts.fragment:
+        return "must hold neither a user name nor a # part"
+    return ""
 
 
 def retry_after(value: str | None, now: clock.Clock = clock.system_clock) -> float:

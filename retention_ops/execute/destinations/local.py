@@ -1,4 +1,4 @@
-"""The local outbox: writes what would have been sent into the Action Pack and sends nothing."""
+"""The local outbox: writes what would have been sent into the Action Pack, or into the home where it belongs to no pack; sends nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from datetime import date
 from typing import ClassVar
 
 from retention_ops.errors import PackError
-from retention_ops.execute.destinations.choice import chosen, target_of
+from retention_ops.execute.destinations.choice import QUIET_SLOTS, chosen, target_of
 from retention_ops.execute.destinations.seam import Finding, Lookup, Outgoing, Receipt, Rejected
 from retention_ops.package.pack import OUTBOX, add_files, find_pack
 from retention_ops.settings import Settings
+from retention_ops.warehouse.files import write_atomic
 
 EXPORTS = "exports"
 KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "resolve", "publish", "mail", "export")
@@ -37,7 +38,13 @@ class Local:
             "in_live_target": target_of(slot, self.settings, "live"),
             "idempotency_key": action.key, "content": dict(action.payload),
         }
-        self._write(day, file, json.dumps(body, indent=1, ensure_ascii=False).encode(), 1)
+        data = json.dumps(body, indent=1, ensure_ascii=False).encode()
+        if slot in QUIET_SLOTS:  # said also on days without a pack: those without data most of all
+            path = self.settings.outbox / f"{action.target}.json"
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(path, data, mode=0o600)
+            return Receipt(external_id=f"local:{action.target}", detail={"file": path.as_posix()})
+        self._write(day, file, data, 1)
         return Receipt(external_id=f"local:{action.target}", detail={"file": file})
 
     def _keep(self, action: Outgoing, day: str) -> Receipt:
@@ -62,4 +69,5 @@ class Local:
         return None  # never asked: writing the same file again changes nothing
 
     def check(self) -> list[Finding]:
-        return [Finding("local outbox", True, f"writes into {self.settings.packs}/<date>/{OUTBOX}; nothing is sent")]
+        where = f"{self.settings.packs}/<date>/{OUTBOX} and {self.settings.outbox}"
+        return [Finding("local outbox", True, f"writes into {where}; nothing is sent")]

@@ -64,21 +64,24 @@ class Mail:
     @classmethod
     def connect(cls, settings: Settings, secrets: Secrets, mode: str, timeout: float = 20) -> Mail:
         """No connection yet. Receivers are the same in every mode. Raises SettingsError naming what is missing or unsafe."""
-        for name in ("smtp_host", "mail_from", "mail_to"):
+        receivers = "mail_to" if settings.mail_to or not settings.health_email else "health_email"
+        for name in ("smtp_host", "mail_from", receivers):
             if not getattr(settings, name):
                 raise SettingsError(f"RETENTION_OPS_{name.upper()} is not set: {type(settings).model_fields[name].description}")
         if settings.smtp_security == "none" and settings.smtp_host not in LOOPBACK:
             raise SettingsError("RETENTION_OPS_SMTP_SECURITY=none is for a mail server on this machine only; use starttls or tls")
         if settings.smtp_user and secrets.smtp_password is None:
             raise SettingsError("RETENTION_OPS_SMTP_PASSWORD is not set, but RETENTION_OPS_SMTP_USER is")
-        for name, check in (("mail_from", _one_address), ("mail_to", _addresses)):
+        for name, check in (("mail_from", _one_address), ("mail_to", _addresses), ("health_email", _addresses)):
+            if not getattr(settings, name):
+                continue
             try:
                 check(getattr(settings, name))
             except Rejected as error:
                 raise SettingsError(f"RETENTION_OPS_{name.upper()}: {error}") from None
         password = secrets.smtp_password.get_secret_value() if secrets.smtp_password else ""
         return cls(
-            settings.smtp_host, settings.smtp_port, settings.mail_from, settings.mail_to, security=settings.smtp_security,
+            settings.smtp_host, settings.smtp_port, settings.mail_from, getattr(settings, receivers), security=settings.smtp_security,
             user=settings.smtp_user, password=password, timeout=timeout,
         )
 

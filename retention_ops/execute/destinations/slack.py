@@ -110,7 +110,8 @@ class Slack:
         The client repeats nothing: slack_sdk's default handlers post a second time when the answer to the first is lost.
         """
         variable = "RETENTION_OPS_SLACK_TEST_CHANNEL" if mode in TEST_MODES else "RETENTION_OPS_SLACK_CHANNEL"
-        channel = settings.target("slack_channel", mode).strip()
+        # whoever has only a data owner to tell needs no channel for alerts; each action names its own
+        channel = (settings.target("slack_channel", mode) or settings.health_channel).strip()
         if not channel:
             raise SettingsError(f"{variable} is not set: the id of the channel, such as C0123ABCD")
         client = WebClient(_token(secrets), base_url=_api_url(settings), timeout=timeout, retry_handlers=[], logger=_silent)

@@ -20,7 +20,7 @@ import standardwebhooks
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import SettingsError
-from retention_ops.execute.destinations.http import Http
+from retention_ops.execute.destinations.http import Http, fault_of_address
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
     CannotTell,
@@ -79,7 +79,7 @@ class Webhook:
         if secrets.webhook_secret is None:
             raise SettingsError("RETENTION_OPS_WEBHOOK_SECRET is not set: whsec_ followed by 24 to 64 random bytes in base64")
         url, secret = secrets.webhook_url.get_secret_value().strip(), secrets.webhook_secret.get_secret_value().strip()
-        if fault := _fault_of_address(url):
+        if fault := fault_of_address(url):
             raise SettingsError(f"RETENTION_OPS_WEBHOOK_URL: {fault}")
         if not _decoded(secret):
             raise SettingsError("RETENTION_OPS_WEBHOOK_SECRET: what follows whsec_ is not base64")
@@ -176,22 +176,6 @@ class Webhook:
             413: "the payload is too large for it",
         }
         return Rejected(f"{said}: {cures.get(status, 'it refuses this payload')}")
-
-
-def _fault_of_address(url: str) -> str:
-    """What is wrong with the address, without quoting it; empty if nothing is."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return "not an address"
-    if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
-        return "not an address such as https://hook.eu2.make.com/..."
-    if parts.scheme == "http" and host not in ("127.0.0.1", "localhost", "::1"):
-        return "must begin with https:// (http:// only on a loopback address)"
-    if parts.username or parts.password or parts.fragment:
-        return "must hold neither a user name nor a # part"
-    return ""
 
 
 def _decoded(secret: str) -> bytes | None:

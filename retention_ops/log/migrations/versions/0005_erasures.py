@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 UNDER_WAY = "EXISTS (SELECT 1 FROM erasures WHERE finished_at IS NULL)"
 ALLOWED = {"exposures": "DELETE", "ops_events": "UPDATE"}
