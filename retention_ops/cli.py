@@ -16,7 +16,23 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from retention_ops.commands import actions, asking, audit, backtest, closures, doctor, incidents, ingest, mcp, preview, runs, shared, status
+from retention_ops.commands import (
+    actions,
+    asking,
+    audit,
+    backtest,
+    closures,
+    doctor,
+    incidents,
+    ingest,
+    keep,
+    mcp,
+    preview,
+    reconcile,
+    runs,
+    shared,
+    status,
+)
 from retention_ops.commands.shared import err, say
 from retention_ops.errors import RetentionOpsError, UsageError
 
@@ -25,9 +41,10 @@ app = typer.Typer(
     help="Detect slipping customers, package what to do about it, execute it once, log whether it worked.",
     epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
 )
-for commands in (ingest.app, runs.app, asking.app, closures.app, status.app, doctor.app, mcp.app):
+for commands in (ingest.app, runs.app, asking.app, closures.app, status.app, doctor.app, keep.app, mcp.app):
     app.add_typer(commands)
-actions.app.add_typer(preview.app)
+for part in (preview.app, reconcile.app):
+    actions.app.add_typer(part)
 for group in (backtest.app, actions.app, incidents.app, audit.app):
     app.add_typer(group)
 STORAGE = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "yaml")

@@ -27,6 +27,10 @@ class InputRefused(RetentionOpsError):
     """A file was refused whole; nothing was written."""
 
 
+class NewerSchema(RetentionOpsError):
+    """Stored state was written by a newer release than this one; nothing is read from it or written to it."""
+
+
 class NoOrders(RetentionOpsError):
     """Nothing was ingested yet, so there is nothing to compute."""
 

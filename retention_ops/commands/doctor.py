@@ -97,6 +97,7 @@ def _database(settings: Settings) -> Iterator[Any]:
     """Reachable, at its newest schema, and whether the kill switch is on."""
     from retention_ops.execute import ledger
     from retention_ops.execute.door import HALTED
+    from retention_ops.execute.hold import why_held
     from retention_ops.log.database import HEAD, ops_database
 
     if not shared.has_database(settings):
@@ -106,7 +107,7 @@ def _database(settings: Settings) -> Iterator[Any]:
         with ops_database(settings) as engine:
             with engine.connect() as connection:
                 head = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-            halted = ledger.read_state(engine, HALTED)
+            halted, held = ledger.read_state(engine, HALTED), why_held(engine)
             where = engine.url.render_as_string(hide_password=True)
     except (RetentionOpsError, sa.exc.SQLAlchemyError, OSError) as error:
         text = str(error) if isinstance(error, RetentionOpsError) else type(error).__name__
@@ -118,6 +119,9 @@ def _database(settings: Settings) -> Iterator[Any]:
                        "retention-ops actions resume --by NAME --why TEXT")
     else:
         yield _finding("kill switch", True, "not pulled")
+    if held:
+        said, _, cure = held.partition("; ")
+        yield _finding("ledger", False, said, cure)
 
 
 def _mode(settings: Settings) -> Any:

@@ -66,6 +66,8 @@ class Gate:
     clock: Clock
     arms: bool = True
     """false for a preview, which must not start the response's history"""
+    one_by_one: bool = False
+    """answers a date though a newer one is flagged: how mornings that are lost were answered, when they are gone through again"""
 
     @cached_property
     def rules(self) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ class Gate:
             return decided("history", past)
         if mode in TEST_MODES and severity != "WARNING":
             return decided("skip", f"{mode} answers WARNING only")
-        if (last is None or last["verdict"] in PASSED) and (newer := self._newer_flagged(day)):
+        if (last is None or last["verdict"] in PASSED) and not self.one_by_one and (newer := self._newer_flagged(day)):
             return decided("covered", wording.covered_by(newer))
         covers = self._unanswered_before(day)
         if open_now is None:
