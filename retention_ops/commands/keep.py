@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from retention_ops.commands import shared
 from retention_ops.commands.shared import Json, count, examples, say, say_next
+from retention_ops.settings import Settings
 
 app = typer.Typer()
 Into = Annotated[Path | None, typer.Option("--into", metavar="HOME", help="Home to restore into; default: the home in force.")]
@@ -74,6 +75,72 @@ def restore(
     use = f"--home {done.home} " if into else ""
     say_next(f"retention-ops {use}ingest FILE --preset orders --replace", f"retention-ops {use}status",
              f"retention-ops {use}actions reconcile")
+
+
+@app.command(epilog=examples("upgrade --dry-run", "upgrade", "upgrade --rebuild"))
+def upgrade(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there and what would be done.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Compute again the dates whose columns or rules are another release's.")] = False,
+    as_json: Json = False,
+) -> None:
+    """After installing a release: migrate the ops database, record the lake's schema, say which dates and packs are another release's.
+
+    Sends nothing: the ledger is held at shadow meanwhile, and what only the new release brings about is answered to nobody.
+    """
+    from retention_ops.upgrade import plan
+    from retention_ops.upgrade import upgrade as go
+
+    settings = shared.settings()
+    if dry_run:
+        found = plan(settings)
+    else:
+        with shared.err.status("upgrading") if not as_json else shared.nothing() as spinner:
+            found = go(settings, compute=_compute(settings) if rebuild else None, say=_spin(spinner))
+    if as_json:
+        shared.print_json({**vars(found), "dates": found.dates, "done": not dry_run, "rebuilt": rebuild and not dry_run})
+        return
+    _show_plan(settings, found, dry_run, rebuild and not dry_run)
+
+
+def _compute(settings: Settings) -> Any:
+    """Runs the daily loop over a range."""
+    from retention_ops.definitions import build_loop
+    from retention_ops.errors import RetentionOpsError
+    from retention_ops.launch import run_dates
+
+    def compute(first: Any, last: Any) -> None:
+        outcome = run_dates(build_loop(settings), first, last)
+        if not outcome.success:
+            raise RetentionOpsError("; ".join(outcome.errors) + "; the ledger stays held, `retention-ops upgrade --rebuild` goes on")
+
+    return compute
+
+
+def _show_plan(settings: Settings, found: Any, dry_run: bool, rebuilt: bool) -> None:
+    was, now = ("", "would be ") if dry_run else ("was ", "")
+    there, here = found.ops_schema
+    say(f"ops database: {'none yet' if there is None else f'schema {there}'}"
+        + (f", {now}migrated to {here}" if there not in (None, here) else ""))
+    there, here = found.lake_schema
+    say(f"lake: {'none yet' if there is None else f'schema {there}'}" + (f", {now}recorded as {here}" if there not in (None, here) else ""))
+    for table in found.tables:
+        for columns, days in table.lack_columns.items():
+            say(f"{table.table}: {shared.dates(days)} lack {escape(columns)}")
+        if table.other_sql:
+            say(f"{table.table}: {shared.dates(table.other_sql)} computed by another release's rules")
+    if found.packs:
+        say(f"packs: {shared.dates(found.packs)} of an older schema")
+    if not found.dates:
+        say("Every date is this release's.")
+    elif rebuilt:
+        say(f"[green]{shared.dates(found.dates)} {was}computed again.[/green]")
+    else:
+        say(f"{shared.dates(found.dates)} {now or 'can be '}computed again with --rebuild; they are read as they are until then.")
+    if dry_run:
+        say_next(shared.command(settings, "backup"), shared.command(settings, "upgrade" + (" --rebuild" if found.dates else "")))
+    else:
+        say_next(shared.command(settings, "status") if rebuilt or not found.dates else shared.command(settings, "upgrade --rebuild"))
 
 
 def _spin(spinner: Any):
