@@ -35,6 +35,7 @@ from sqlalchemy.engine import Connection, Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import NewerSchema, RetentionOpsError
 from retention_ops.execute import hold
+from retention_ops.installation import ui_runs
 from retention_ops.log.database import check_known, metadata, migrate, open_engine
 from retention_ops.log.database import revision as ops_revision
 from retention_ops.settings import Settings
@@ -290,6 +291,8 @@ def restore(
     if not force and (there := occupied(settings)):
         raise RetentionOpsError(f"{settings.home} is not empty ({', '.join(there)}); choose another home with --into, or say --force: "
                                 "what is there is moved aside, nothing is deleted")
+    if ui_runs(settings):
+        raise RetentionOpsError(f"`retention-ops ui` runs on {settings.home}; stop it first")
     backup_sha = _sha256(file)
     with scratch_folder(home.parent, f".{home.name}.restoring-") as scratch, opened(file) as (_, tar, manifest):
         os.chmod(scratch, 0o700)

@@ -211,7 +211,9 @@ class Deployment:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(ROOT),
             **environment_of("retention-ops"), "DAGSTER_POSTGRES_HOST": "127.0.0.1",
             "DAGSTER_POSTGRES_PASSWORD": PASSWORDS["DAGSTER_POSTGRES_PASSWORD"],
-            "RETENTION_OPS_HOME": str(folder / "state" / "home"), "RETENTION_OPS_DEPLOY": str(folder / "opt"),
+            # what the image sets: health checks and `exec` do not pass by the entry point
+            **{name: value.replace("/var/lib/retention-ops", f"{folder}/state").replace("/opt/retention-ops", f"{folder}/opt")
+               for name, value in re.findall(r"((?:RETENTION_OPS|DAGSTER)_\w+)=(\S+)", (DEPLOY / "Containerfile").read_text())},
             "MPLCONFIGDIR": str(folder / "matplotlib"),
         }
         self.secrets = {**environment_of("destinations"), "RETENTION_OPS_OPS_DATABASE_URL": address, "RETENTION_OPS_MIN_SAMPLE": "10"}
@@ -235,8 +237,7 @@ class Deployment:
         """What the container runtime would find: the check's own command, in the container's environment."""
         kind, *words = self.services[name]["healthcheck"]["test"]
         assert kind == "CMD"
-        environment = {**self.all_environment(name), "DAGSTER_HOME": str(self.folder / "state" / "home" / "dagster")}
-        done = subprocess.run(self.words(words), capture_output=True, env=environment, cwd=self.folder, timeout=60)
+        done = subprocess.run(self.words(words), capture_output=True, env=self.all_environment(name), cwd=self.folder, timeout=120)
         return done.returncode == 0
 
     def wait_until_healthy(self, name: str, seconds: float = 120) -> None:

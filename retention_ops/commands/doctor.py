@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,6 +17,7 @@ from retention_ops.clock import system_clock
 from retention_ops.commands import shared
 from retention_ops.commands.shared import MARKS, Json, count, examples, moment, say, say_next
 from retention_ops.errors import RetentionOpsError
+from retention_ops.installation import ui_runs
 from retention_ops.settings import Secrets, Settings
 
 app = typer.Typer()
@@ -165,18 +164,8 @@ def _webserver(settings: Settings) -> Iterator[Any]:
 
 def _daemon(settings: Settings) -> Any:
     """Sensors and schedule run only inside `retention-ops ui`; its lock says whether that runs on this machine."""
-    lock = settings.home / "dagster" / ".ui.lock"
-    runs = False
-    if lock.exists():
-        held = os.open(lock, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            runs = True
-        finally:
-            os.close(held)
     when = f"the daily run at {settings.schedule_time} {settings.shop_timezone} and both sensors"
-    if runs:
+    if ui_runs(settings):
         return _finding("daemon", True, f"`retention-ops ui` runs here: {when} are on")
     return _finding("daemon", None, f"not seen on this machine: {when} wait for it",
                     "keep `retention-ops ui` running, or call `run` and `actions work` from your own scheduler")

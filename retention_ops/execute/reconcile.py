@@ -22,6 +22,7 @@ from retention_ops.execute.gate import ARMED, Decision, Gate
 from retention_ops.execute.ledger import Intent, Row
 from retention_ops.execute.respond import Responder
 from retention_ops.settings import REAL_MODES
+from retention_ops.warehouse.freshness import Changes
 
 NOT_SENT = (*ledger.OPEN_STATES, *ledger.HELD_STATES)
 MOST_ANSWERS = 20
@@ -42,7 +43,7 @@ class Findings:
     """dates the lost installation had answered"""
     problems: list[str] = field(default_factory=list)
     missing: list[date] = field(default_factory=list)
-    """dates it can have answered that are not computed here yet"""
+    """dates it can have answered that are not computed here from orders that are all in"""
     lifted: bool = False
 
 
@@ -158,10 +159,17 @@ class _Search:
             yield self.responder.trial()
 
     def _not_computed(self, last: date) -> list[date]:
-        first = max(self._looking().horizon(), self.responder.lake.orders().first_date)
-        stored = set(self.responder.lake.days("alert_logic"))
+        """Dates without an alert row of the orders in force, or whose orders are not all in: what they will say is not known yet."""
+        lake = self.responder.lake
+        orders, stored, changes = lake.orders(), set(lake.days("alert_logic")), Changes(lake)
+        first = max(self._looking().horizon(), orders.first_date)
+
+        def known(day: date) -> bool:
+            return day in stored and day <= orders.complete_through and \
+                not changes.since(lake.provenance("alert_logic", day).get("orders_version", ""), day)
+
         span = (first + timedelta(days=offset) for offset in range(max((last - first).days + 1, 0)))
-        return [day for day in span if day not in stored]
+        return [day for day in span if not known(day)]
 
     def _one_morning(self, answering: Responder, day: date) -> None:
         """Every answer of D that something is found of."""

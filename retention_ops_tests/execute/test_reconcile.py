@@ -25,6 +25,7 @@ from retention_ops.execute.respond import Responder
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
 from retention_ops.settings import Secrets, Settings
+from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.execute.servers import roundup, slack
 from retention_ops_tests.execute.servers.sheets import EMAIL, Sheet, SheetsServer
@@ -212,6 +213,10 @@ def test_an_incident_opened_after_the_backup_is_taken_over_and_goes_on_in_its_th
 
     found = again.reconcile()
     assert not found.lifted and found.missing == WARNINGS[:2], "dates it can have answered are not computed yet"
+    with_late_orders = again.lake.orders()
+    path = tmp_path / "late.csv"
+    path.write_text(f"order_id,customer_id,order_date,order_amount\nlate-1,c1,{WARNINGS[0] - timedelta(40)},1.00\n")
+    ingest([path], "orders", again.settings, replace=True, complete_through=with_late_orders.complete_through)
     store_alerts(again.lake, WARNINGS[0], WARNINGS[1])  # both at once, as a backfill does
     found = again.reconcile()
     assert found.lifted and found.answered == WARNINGS[:2]
