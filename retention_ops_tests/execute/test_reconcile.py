@@ -83,24 +83,13 @@ class Outside:
         return answer.json()["data"]["collection"]
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory) -> Iterator[Outside]:
-    """One tracker for the module, as starting it takes seconds; each test has a channel and a spreadsheet of its own."""
-    folder = tmp_path_factory.mktemp("tracker") / "roundup"
-    with roundup.RoundupServer(folder) as tracker, SheetsServer() as sheets, slack.SlackServer() as messages:
-        yield Outside(messages, tracker, sheets)
-
-
 @pytest.fixture
-def outside(servers: Outside) -> Outside:
-    servers.slack.messages.clear()
-    servers.sheets.sheets = {"book": [Sheet(0, "Sheet1", 1000, 26)]}
-    servers.sheets.editors = {"book": {EMAIL}}
-    servers.sheets.requests.clear()
-    for issue in servers._read("issue"):
-        requests.delete(f"{servers.tracker.url}/rest/data/issue/{issue['id']}", auth=("admin", roundup.PASSWORD), timeout=30,
-                        headers={"X-Requested-With": "rest", "Referer": servers.tracker.url, "Origin": servers.tracker.url})
-    return servers
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    """A world of its own for each test: keys follow from the alert, so the next test would find this one's tickets."""
+    with roundup.RoundupServer(tmp_path / "tracker") as tracker, SheetsServer() as sheets, slack.SlackServer() as messages:
+        sheets.sheets = {"book": [Sheet(0, "Sheet1", 1000, 26)]}
+        sheets.editors = {"book": {EMAIL}}
+        yield Outside(messages, tracker, sheets)
 
 
 @dataclass
@@ -297,6 +286,7 @@ def test_a_person_must_say_why_nothing_was_answered(shop, tmp_path):
         again.reconcile(through=WARNINGS[0] - timedelta(1))
 
 
+@pytest.mark.slow
 def test_in_shadow_an_installation_that_has_sent_before_is_not_reconciled(shop, outside, tmp_path):
     """In the wrong mode nobody would be asked for what was sent in live."""
     assert shop.morning(WARNINGS[0])["status"] == "success"
