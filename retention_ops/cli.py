@@ -26,11 +26,13 @@ from retention_ops.commands import (
     incidents,
     ingest,
     init,
+    keep,
     mcp,
     morning,
     person,
     preview,
     quiet,
+    reconcile,
     runs,
     shared,
     source,
@@ -45,10 +47,11 @@ app = typer.Typer(
     epilog="Try it: retention-ops demo   ·   Your data: retention-ops ingest orders.csv --preset orders",
 )
 for commands in (
-    init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, quiet.app, doctor.app, person.app, mcp.app,
+    init.app, ingest.app, runs.app, morning.app, asking.app, closures.app, status.app, quiet.app, doctor.app, person.app, keep.app, mcp.app,
 ):
     app.add_typer(commands)
-actions.app.add_typer(preview.app)
+for part in (preview.app, reconcile.app):
+    actions.app.add_typer(part)
 for group in (source.app, backtest.app, actions.app, incidents.app, audit.app):
     app.add_typer(group)
 STORAGE = ("duckdb", "_duckdb", "sqlalchemy", "sqlite3", "yaml")

@@ -31,6 +31,10 @@ class SourceError(RetentionOpsError):
     """The source of the orders cannot be reached, or it refused the SELECT; nothing was written."""
 
 
+class NewerSchema(RetentionOpsError):
+    """Stored state was written by a newer release than this one; nothing is read from it or written to it."""
+
+
 class NoOrders(RetentionOpsError):
     """Nothing was ingested yet, so there is nothing to compute."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import suppress
 from uuid import uuid4
@@ -11,6 +12,19 @@ from retention_ops.settings import Settings
 FILE = ".installation"
 METADATA = "retention_ops/installation"
 """under which the code location shows it"""
+
+
+def ui_runs(settings: Settings) -> bool:
+    """Whether `retention-ops ui` runs on this home and this machine, by its lock."""
+    with suppress(FileNotFoundError):
+        held = os.open(settings.home / "dagster" / ".ui.lock", os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(held)
+    return False
 
 
 def installation(settings: Settings) -> str:

@@ -19,6 +19,7 @@ from retention_ops.detect.compute import Workspace, priority_order, workspace
 from retention_ops.execute import health
 from retention_ops.execute.destinations.seam import Destination
 from retention_ops.execute.respond import Responder
+from retention_ops.log import settings_history
 from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
@@ -249,6 +250,9 @@ def store_days(
                 )
             done += len(batch)
             loop.progress(table, done, len(days))
+    if table == "alert_logic":  # what its rows were made with stays known
+        with ops_database(loop.settings) as engine:
+            settings_history.record(engine, loop.settings, loop.clock())
     stored = loop.lake.days(table)
     if stored and stored[-1] == days[-1]:
         loop.lake.prune_snapshots(table, days[-1])

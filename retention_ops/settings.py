@@ -34,6 +34,10 @@ TEST_MODES = ("pilot", TRIAL)
 REAL_MODES = ("pilot", TRIAL, "live")
 """modes in which something really leaves"""
 
+OF_THIS_MACHINE = ("home", "ops_database_url")
+"""where state lies says nothing about what is computed, and a database's address may hold its password"""
+LOGIN = re.compile(r"://[^/@\s]+@")
+
 
 class Settings(BaseSettings):
     """All settings of one installation."""
@@ -324,6 +328,15 @@ class Settings(BaseSettings):
     def counted_statuses(self) -> list[str]:
         """The statuses that count as an order, in lower case."""
         return [status.strip().lower() for status in self.completed_statuses.split(",") if status.strip()]
+
+    def recorded(self) -> dict[str, Any]:
+        """Every setting as it may be kept: as JSON has it, without what belongs to this machine and without logins inside addresses."""
+        values = self.model_dump(mode="json", exclude=set(OF_THIS_MACHINE))
+        return {name: LOGIN.sub("://***@", value) if isinstance(value, str) else value for name, value in values.items()}
+
+    def settings_sha256(self) -> str:
+        """Identifies `recorded`."""
+        return hashlib.sha256(json.dumps(self.recorded(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def rule_parameters(self) -> dict[str, Any]:
         """The named parameters of sql/*.sql that come from settings (dates are added by the caller)."""

@@ -16,6 +16,7 @@ from retention_ops.errors import PackError
 from retention_ops.execute import health, incidents, ledger
 from retention_ops.execute.door import HALTED
 from retention_ops.execute.gate import ARMED, ARMED_SHORTFALL
+from retention_ops.execute.hold import why_held
 from retention_ops.log import runs
 from retention_ops.log.database import actions, ops_database, ops_events
 from retention_ops.metrics import as_numbers, metrics
@@ -49,7 +50,7 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
         "flagged": [row for row in recent if row["alert_flag"]],
         "last_run": None, "last_answer": None, "failed_answers": [], "audit": "no rows yet", "audit_broken_at": None,
         "unfinished_dates": [], "unanswered_dates": [], "mismatches": [],
-        "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "duplicates": [], "halted": None,
+        "open_incidents": [], "pending_approvals": [], "actions_in_trouble": [], "duplicates": [], "halted": None, "held": "",
         "armed": None, "shortfall_pilot_until": None, "precision": None, "health": [], "metrics": None,
         "packs_with_opted_out": packs_with_opted_out(lake, packs),
         "stale_packs": stale_packs(lake, packs),
@@ -109,6 +110,7 @@ def _response(engine: Engine, settings: Settings, now: datetime) -> dict[str, An
             for row in trouble
         ],
         "duplicates": duplicates(engine),
+        "held": why_held(engine),
         "halted": {name: halted[name] for name in ("by", "why", "at")} if halted and halted["value"] == "yes" else None,
         "armed": armed["value"] if armed else None,
         "shortfall_pilot_until": date.fromisoformat(begun["value"]) + timedelta(days=settings.shortfall_pilot_days) if begun else None,
@@ -180,6 +182,8 @@ def _next(facts: dict[str, Any]) -> list[str]:
 
 def _for_a_person(facts: dict[str, Any]) -> list[str]:
     """At most one command: the oldest approval, held action, or incident that nobody acknowledged. Rehearsals wait for nobody."""
+    if facts["held"]:  # nothing else can be done about what leaves
+        return ["upgrade" if "upgrade" in facts["held"] else "actions reconcile"]
     waits = [f"actions show {row['action_key'][:12]}" for row in facts["pending_approvals"]]
     held = [row for row in facts["actions_in_trouble"] if row["mode"] in REAL_MODES]
     waits += [f"actions show {row['key'][:12]}" for row in held if row["state"] in ledger.HELD_STATES]

@@ -34,6 +34,7 @@ COMMANDS = [
     "actions list", "actions show", "actions retry", "actions cancel", "actions resolve", "actions approve", "actions refuse",
     "actions work", "actions halt", "actions resume", "actions preview", "incidents list", "incidents show", "incidents ack",
     "incidents snooze", "incidents close", "audit verify", "audit show", "doctor", "closures",
+    "actions reconcile", "backup", "restore", "upgrade",
 ]
 SECRETS = ("RETENTION_OPS_SLACK_TOKEN", "RETENTION_OPS_TICKET_TOKEN", "RETENTION_OPS_GOOGLE_CREDENTIALS", "RETENTION_OPS_WEBHOOK_URL",
            "RETENTION_OPS_WEBHOOK_SECRET")

@@ -99,13 +99,15 @@ def _what(row: Row) -> str:
 
 
 def _halted(engine: Engine) -> str:
-    """Who halted everything and why, or nothing."""
+    """Who halted everything and why, or why the ledger is held, or nothing."""
     from retention_ops.execute import ledger
     from retention_ops.execute.door import HALTED
+    from retention_ops.execute.hold import why_held
 
     switch = ledger.read_state(engine, HALTED)
     if not switch or switch["value"] != "yes":
-        return ""
+        held = why_held(engine)
+        return f"{held[0].upper()}{held[1:]}." if held else ""
     return f"Halted by {switch['by']} at {moment(switch['at'])}: {switch['why']}. Nothing leaves."
 
 
@@ -292,12 +294,13 @@ def _decide(settings: Settings, key: str, audience: str, by: str, why: str, yes:
 # -- doing -------------------------------------------------------------------------------------------------------------
 
 
-def responder(settings: Settings, engine: Engine, *, writes: bool = True) -> Any:
+def responder(settings: Settings, engine: Engine, *, writes: bool = True, reconciling: bool = False) -> Any:
     """What acts for this command; the mode is read anew before each send. A preview `writes` nothing into the warehouse."""
     from retention_ops.execute.respond import Responder
 
     run_id = f"command-{uuid4().hex[:12]}"
-    return Responder(shared.lake(settings, writes=writes), engine, settings, run_id, mode=lambda: shared.settings().mode)
+    return Responder(shared.lake(settings, writes=writes), engine, settings, run_id, mode=lambda: shared.settings().mode,
+                     reconciling=reconciling)
 
 
 @app.command("work", epilog=examples("actions work", "actions work --json"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -13,6 +13,7 @@ from rich.table import Table
 from retention_ops.commands import shared
 from retention_ops.commands.shared import Json, count, say, say_next
 from retention_ops.errors import UsageError
+from retention_ops.settings import Settings
 
 app = typer.Typer()
 RULE_NAMES = {"retention_status_degradation": "AT_RISK %", "returning_customers_shortfall": "returning"}
@@ -62,17 +63,34 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The rule, the numbers and the verdict of a date, or of one customer on a date, in sentences."""
+    """The rule, the numbers and the verdict of a date, or of one customer on a date, in sentences.
+
+    Of a date also what was seen then: how its stored alert differs from the one computed now, and which orders, settings or rules changed.
+    """
     from retention_ops.detect.explain import explain_customer, explain_date
 
-    lake = shared.lake(shared.settings())
+    settings = shared.settings()
+    lake = shared.lake(settings)
     if customer:
         from retention_ops.sources.identity import held_as
 
-        customer = held_as(lake.settings, customer)
-    facts, sentences = explain_customer(lake, customer, day) if customer else explain_date(lake, day)
+        customer = held_as(settings, customer)
+    facts, sentences = explain_customer(lake, customer, day) if customer else explain_date(lake, day, _recorded(settings, day))
     if as_json:
         shared.print_json({"facts": facts, "sentences": sentences})
         return
     for sentence in sentences:
         say(f"- {escape(sentence)}")
+
+
+def _recorded(settings: Settings, day: date) -> Any:
+    """What the ops database knows of D; nothing where there is none yet."""
+    from retention_ops.detect.since import Records
+    from retention_ops.log import runs, settings_history
+    from retention_ops.log.database import ops_database
+
+    if not shared.has_database(settings):
+        return Records()
+    with ops_database(settings) as engine:
+        sets = settings_history.every(engine)
+        return Records(sets.get, tuple(runs.rows(engine, first=day, last=day)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,6 +17,7 @@ from retention_ops.clock import system_clock
 from retention_ops.commands import shared
 from retention_ops.commands.shared import MARKS, Json, count, examples, moment, say, say_next
 from retention_ops.errors import RetentionOpsError
+from retention_ops.installation import ui_runs
 from retention_ops.settings import Secrets, Settings
 
 app = typer.Typer()
@@ -35,6 +34,23 @@ NEEDED: dict[str, tuple[str, ...]] = {
 """destination -> settings and secrets without which it cannot be asked anything"""
 TESTED = ("slack_channel", "ticket_project", "sheets_spreadsheet")
 """settings that have a twin for pilot"""
+RIGHTS = {
+    "ops database": "a role that owns this one database (CREATE on its schema for migrations; SELECT, INSERT, UPDATE, DELETE on its own "
+                    "tables); no superuser, CREATEDB or CREATEROLE",
+    "postgres source": "a role with CONNECT, USAGE on the schema and SELECT on the tables that sql/sources/orders.sql reads; "
+                       "ALTER ROLE ... SET default_transaction_read_only = on",
+    "bigquery": "roles/bigquery.jobUser on the project, roles/bigquery.dataEditor on the dataset, and roles/bigquery.dataViewer on "
+                "the source table, where one is set",
+    "slack": "a bot token with chat:write, files:write and channels:history (groups:history for a private channel); channels:read lets "
+             "doctor see the channel; member of that channel only",
+    "jira": "in this one project: browse projects, create, edit and transition issues, add comments",
+    "asana": "a token of a user who is a member of this one project: read and write tasks, write comments",
+    "roundup": "a user who may create, edit and view issues and messages over REST",
+    "sheets": "a service account without any project role, editor of this one spreadsheet; scope spreadsheets, not drive",
+    "webhook": "none here; the receiver checks the signature",
+    "mail": "to send as this one address",
+}
+"""the least a credential needs; `doctor` lists those in use"""
 
 
 @app.command(epilog=examples("doctor", "doctor --mode pilot", "doctor --json"))
@@ -50,7 +66,7 @@ def doctor(
     with shared.err.status("asking") if not as_json else shared.nothing():
         groups = {
             "this installation": list(_installation(settings)), "source of orders": list(_source(settings)),
-            **_destinations(settings, Secrets(), mode),
+            "least rights": list(_rights(settings, mode)), **_destinations(settings, Secrets(), mode),
         }
     ready = all(finding.ok is not False for findings in groups.values() for finding in findings)
     if as_json:
@@ -103,6 +119,7 @@ def _database(settings: Settings) -> Iterator[Any]:
     """Reachable, at its newest schema, and whether the kill switch is on."""
     from retention_ops.execute import ledger
     from retention_ops.execute.door import HALTED
+    from retention_ops.execute.hold import why_held
     from retention_ops.log.database import HEAD, ops_database
 
     if not shared.has_database(settings):
@@ -112,7 +129,7 @@ def _database(settings: Settings) -> Iterator[Any]:
         with ops_database(settings) as engine:
             with engine.connect() as connection:
                 head = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-            halted = ledger.read_state(engine, HALTED)
+            halted, held = ledger.read_state(engine, HALTED), why_held(engine)
             where = engine.url.render_as_string(hide_password=True)
     except (RetentionOpsError, sa.exc.SQLAlchemyError, OSError) as error:
         text = str(error) if isinstance(error, RetentionOpsError) else type(error).__name__
@@ -124,6 +141,9 @@ def _database(settings: Settings) -> Iterator[Any]:
                        "retention-ops actions resume --by NAME --why TEXT")
     else:
         yield _finding("kill switch", True, "not pulled")
+    if held:
+        said, _, cure = held.partition("; ")
+        yield _finding("ledger", False, said, cure)
 
 
 def _source(settings: Settings) -> Iterator[Any]:
@@ -173,18 +193,8 @@ def _webserver(settings: Settings) -> Iterator[Any]:
 
 def _daemon(settings: Settings) -> Any:
     """Sensors and schedule run only inside `retention-ops ui`; its lock says whether that runs on this machine."""
-    lock = settings.home / "dagster" / ".ui.lock"
-    runs = False
-    if lock.exists():
-        held = os.open(lock, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            runs = True
-        finally:
-            os.close(held)
     when = f"the daily run from {settings.schedule_time} {settings.shop_timezone} and the sensors"
-    if runs:
+    if ui_runs(settings):
         return _finding("daemon", True, f"`retention-ops ui` runs here: {when} are on")
     return _finding("daemon", None, f"not seen on this machine: {when} wait for it",
                     "keep `retention-ops ui` running, or call `morning` and `actions work` from your own scheduler")
@@ -300,6 +310,45 @@ def _clock(settings: Settings) -> Any:
     local: datetime = now.astimezone(ZoneInfo(settings.shop_timezone))
     return _finding("clock", True, f"{moment(now)} is {local:%Y-%m-%d %H:%M} in the shop ({settings.shop_timezone}); "
                     "compare it with your watch")
+
+
+# -- least rights ------------------------------------------------------------------------------------------------------
+
+
+def _rights(settings: Settings, mode: str) -> Iterator[Any]:
+    """What each credential in use needs, and of a Postgres role whether it has more."""
+    from retention_ops.execute.destinations import SLOTS, chosen
+
+    if sa.make_url(settings.database_url).get_backend_name() == "postgresql":
+        yield _finding("ops database", *_role(settings))
+    if settings.warehouse == "bigquery":
+        yield _finding("bigquery", True, f"needs {RIGHTS['bigquery']}")
+    used = dict.fromkeys(chosen(slot, settings, mode) for slot in (*SLOTS, "mail"))
+    for name in used:
+        if name in RIGHTS:
+            yield _finding(name, True, f"needs {RIGHTS[name]}")
+    if settings.warehouse == "lake" and set(used) == {"local"} and not settings.ops_database_url:
+        yield _finding("files", True, f"only {settings.home} is read and written; its owner needs no other right")
+
+
+def _role(settings: Settings) -> tuple[bool | None, str, str]:
+    from retention_ops.log.database import open_engine
+
+    engine = open_engine(settings)
+    try:
+        with engine.connect() as connection:
+            row = connection.execute(sa.text(
+                "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user")).mappings().one()
+    except sa.exc.SQLAlchemyError:
+        return None, f"needs {RIGHTS['ops database']}", ""
+    finally:
+        engine.dispose()
+    names = {"rolsuper": "superuser", "rolcreatedb": "CREATEDB", "rolcreaterole": "CREATEROLE"}
+    more = [name for column, name in names.items() if row[column]]
+    if more:
+        return None, f"the role {row['rolname']} is {', '.join(more)}; it needs {RIGHTS['ops database']}", \
+            "make it a role of its own: deploy/postgres-init.sh shows how"
+    return True, f"the role {row['rolname']} has no more than it needs: {RIGHTS['ops database']}", ""
 
 
 # -- destinations ------------------------------------------------------------------------------------------------------

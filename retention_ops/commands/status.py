@@ -41,7 +41,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "orders", "none yet"
     yield "customer attributes", count(facts["customers"], "customer") if facts["customers"] is not None else "none (optional)"
     yield "dates built", f"{facts['dates_built']:,}" + (f", newest {facts['newest_date']}" if facts["newest_date"] else "")
-    yield "mode", facts["mode"] + (" (nothing leaves this machine)" if facts["mode"] in ("off", "shadow") else "")
+    quiet = facts["mode"] in ("off", "shadow") or facts["held"]
+    yield "mode", facts["mode"] + (" (nothing leaves this machine)" if quiet else "")
+    if facts["held"]:
+        yield "held", f"[red]{escape(facts['held'])}[/red]"
     if facts["armed"]:
         yield "answers since", f"{facts['armed']} (flagged dates before it are history)"
     if facts["mode"] == "live" and facts["shortfall_pilot_until"] and facts["shortfall_pilot_until"] > facts["today"]:

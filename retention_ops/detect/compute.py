@@ -6,7 +6,7 @@ otherwise the input is computed again, so no result ever depends on what happens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, timedelta
 from functools import cache
@@ -22,7 +22,7 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import CALENDAR_DAYS, CLOSED_DAYS, LEARNED_CHANCES, RELATIONS, TABLES
 from retention_ops.warehouse.dialect import literal, no_rows, parquet_scan
 from retention_ops.warehouse.lake import Lake, read_provenance
-from retention_ops.warehouse.render import Query, fast_query, query, stacked
+from retention_ops.warehouse.render import Query, fast_query, query, sql_sha256, stacked
 from retention_ops.warehouse.seam import Warehouse
 from retention_ops.warehouse.versions import OrdersVersion
 
@@ -45,6 +45,11 @@ BATCH_ROWS, BATCH_DAYS = 500_000, 31
 """most customer_priority rows (some 250 bytes each, on average) and days of a range held at once; each day's file scans them all"""
 
 
+def same_make(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two partitions' provenance says that their rows are the same: other settings than the rules' change none."""
+    return all(one.get(name) == other.get(name) for name in ("orders_version", "customers_version", "rules_sha256", "sql_sha256"))
+
+
 class Workspace:
     """One connection with one version of the orders in it; after `build` a rule's table means the rows just computed.
 
@@ -61,6 +66,7 @@ class Workspace:
         self.closures = planned_closures(self.settings)
         self.learned = verdict_in_use(self.settings)
         self._rules_sha256 = self.settings.rules_sha256(self.closures)
+        self._settings_sha256 = self.settings.settings_sha256()
         self._built: dict[str, tuple] = {}
 
     @property
@@ -70,6 +76,8 @@ class Workspace:
             "orders_version": self.orders.version,
             "customers_version": self.customers.version if self.customers else "",
             "rules_sha256": self._rules_sha256,
+            "sql_sha256": sql_sha256(),
+            "settings_sha256": self._settings_sha256,
         }
 
     def cost(self) -> dict[str, Any]:
@@ -228,7 +236,7 @@ class Workspace:
         """Whether the stored partition is of the same make."""
         path = self.lake.path(table, day)
         try:
-            return path.is_file() and read_provenance(self.connection, path) == self.provenance
+            return path.is_file() and same_make(read_provenance(self.connection, path), self.provenance)
         except duckdb.Error:  # damaged: as good as another make
             return False
 

@@ -10,6 +10,7 @@ import pandas as pd
 from retention_ops.detect.alerts import AT_RISK, SHORTFALL, alert_of, answered_rules
 from retention_ops.detect.compute import priority_order, workspace
 from retention_ops.detect.missing import Missing, who_is_missing
+from retention_ops.detect.since import Records, then_and_now
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.settings import Settings
 from retention_ops.sources.contact import no_contact
@@ -52,8 +53,8 @@ def gate_sentence(gate: str, alert: dict[str, Any], complete_through: date, sett
                     "a few people would move the share too much.")
 
 
-def explain_date(lake: Warehouse, day: date) -> tuple[dict[str, Any], list[str]]:
-    """The alert of D: its row, and what it means in sentences."""
+def explain_date(lake: Warehouse, day: date, known: Records | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The alert of D: its row, and what it means in sentences. With `known`, also what was seen then, under the key `then`."""
     settings = lake.settings
     with workspace(lake) as space:
         if day < space.orders.first_date:
@@ -87,6 +88,9 @@ def explain_date(lake: Warehouse, day: date) -> tuple[dict[str, Any], list[str]]
     if lead["alert_flag"]:
         by = "both rules" if alert["alert_flag"] and short["alert_flag"] else lead["alert_type"]
         sentences.append(f"The day is {lead['severity']}, by {by}.")
+    if known is not None:
+        then, told = then_and_now(lake, day, rows, known)
+        return {**lead, "then": then}, [*sentences, *told]
     return lead, sentences
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from retention_ops.detect.closures import CalendarDay
-from retention_ops.detect.compute import Workspace
+from retention_ops.detect.compute import Workspace, same_make
 from retention_ops.errors import NoOrders, UsageError
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery, Session, google_literal
 from retention_ops.warehouse.catalog import RELATIONS
@@ -91,7 +91,7 @@ class BigQueryWorkspace(Workspace):
     def _is_stored(self, table: str, day: date) -> bool:
         if table not in self._stored:  # asked once per step: what other runs replace meanwhile has the same make or fails this test
             self._stored[table] = dict(self.lake.provenances([table]))
-        return self._stored[table].get(day) == self.provenance
+        return same_make(self._stored[table].get(day, {}), self.provenance)
 
     def rows(self, table: str, order_by: str | None = None) -> pd.DataFrame:
         declared = RELATIONS[table]

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import SettingsError
-from retention_ops.execute import ledger, wording
+from retention_ops.execute import hold, ledger, wording
 from retention_ops.execute.destinations.choice import BUILD, WITHDRAW
 from retention_ops.execute.destinations.seam import (
     Ambiguous,
@@ -36,6 +37,7 @@ from retention_ops.execute.destinations.seam import (
 )
 from retention_ops.execute.ledger import CANCELLED, FAILED, NEEDS_HUMAN, PLANNED, SENT, UNKNOWN, Row
 from retention_ops.execute.redact import redact
+from retention_ops.settings import REAL_MODES
 
 HALTED = "halted"
 STAYS_HERE = (BUILD,)
@@ -106,7 +108,9 @@ class Door:
             ledger.bind(self.engine, key, self.bind(row), self.clock())
         lookup = self._lookup(row)
         worker = worker_name()
-        claim = ledger.claim(self.engine, key, worker, self.clock(), self.lease_seconds, 0 if lookup.repeatable else lookup.wait_seconds)
+        claim = ledger.claim(
+            self.engine, key, worker, self.clock(), self.lease_seconds, 0 if lookup.repeatable else lookup.wait_seconds, lookup.repeatable,
+        )
         self.checkpoint("claimed", claim.row)
         match claim.task:
             case "send":
@@ -138,6 +142,9 @@ class Door:
             return f"{wording.HALTED_BY} {halted['by']}: {halted['why']}"
         if row["kind"] == WITHDRAW:
             return ""  # what was put there in another mode has to go all the same
+        held = hold.why_held(self.engine)
+        if held and row["mode"] in REAL_MODES:
+            return f"{wording.THE_MODE} is {held}"
         try:
             mode = self.mode()
         except Exception as error:  # the settings are being edited
@@ -201,16 +208,39 @@ class Door:
         if receipt:
             return self._record(row, worker, receipt, "found there"), None
         looked_up = row["looked_up"] + 1
-        if looked_up < lookup.times:
+        if looked_up < lookup.times and row["attempts"]:  # never sent by us, so it is there long since or not at all
             why = f"not there yet, look-up {looked_up} of {lookup.times}"
             return self._give_back(row, worker, UNKNOWN, why, wait=lookup.wait_seconds, looked_up=looked_up), lookup.wait_seconds
         if lookup.absent == "hold":
-            return self._give_back(row, worker, NEEDS_HUMAN, "not found there; sending again is a person's decision"), None
-        return self._again(row, worker, "provably not there"), 0.01
+            return self._give_back(row, worker, NEEDS_HUMAN, "not found there; sending again is a person's decision", absent=True), None
+        return self._again(row, worker, "provably not there", absent=True), 0.01
 
-    def _again(self, row: Row, worker: str, why: str) -> Row:
+    def _again(self, row: Row, worker: str, why: str, absent: bool = False) -> Row:
         state = NEEDS_HUMAN if row["attempts"] >= MAX_ATTEMPTS else PLANNED
-        return self._give_back(row, worker, state, f"{why}: sent again" if state == PLANNED else f"{why}, after {row['attempts']} attempts")
+        then = f"{why}, after {row['attempts']} attempts" if state == NEEDS_HUMAN else f"{why}: sent again" if row["attempts"] else why
+        return self._give_back(row, worker, state, then, absent=absent)
+
+    # -- after a restore -----------------------------------------------------------------------------------------------
+
+    def found(self, row: Mapping[str, Any], parent: str | None, since: datetime) -> Receipt | None:
+        """What the destination has of an action that is not in this ledger, or not as sent; nothing is changed.
+
+        `parent` is the external id of what it builds on, `since` when it can have been sent first. Raises DestinationError,
+        SettingsError; returns None also where there is nothing to look for (the local outbox, a call that may be repeated).
+        """
+        if row["destination"] == "local" or self._lookup(row).repeatable:
+            return None
+        return self.destination(row).find_by_key(Outgoing(
+            key=row["key"], kind=row["kind"], target=row["target"], payload=row["payload"], parent=parent, first_attempt_at=since,
+        ))
+
+    def adopt(self, key: str, receipt: Receipt, actor: str) -> Row:
+        """Records what `found` found as sent, with all that belongs to the proof."""
+        with self.engine.begin() as connection:
+            done = ledger.adopt(connection, key, receipt, self.clock(), actor)
+            if done["state"] == SENT:
+                self.recorded(connection, done)
+        return done
 
     def _outgoing(self, row: Row, content: bool = True) -> Outgoing:
         parent = ledger.find(self.engine, key=row["parent_key"])[0]["external_id"] if row["parent_key"] else None
@@ -229,9 +259,10 @@ class Door:
 
     def _give_back(
         self, row: Row, worker: str, state: str, why: str, wait: float = 0, looked_up: int | None = None, tried: bool = True,
+        absent: bool = False,
     ) -> Row:
         released = ledger.release(
-            self.engine, row["key"], worker, state, why, self.clock(), wait_seconds=wait, looked_up=looked_up, tried=tried,
+            self.engine, row["key"], worker, state, why, self.clock(), wait_seconds=wait, looked_up=looked_up, tried=tried, absent=absent,
         )
         return released or ledger.find(self.engine, key=row["key"])[0]
 

@@ -10,7 +10,7 @@ A rule in its pilot period is answered in the mode `trial` while the others are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
 from typing import Any, Literal
@@ -25,8 +25,9 @@ from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger, wording
 from retention_ops.log.database import answers
 from retention_ops.log.runs import ANSWERED_ALREADY
-from retention_ops.package.pack import alert_version, records
+from retention_ops.package.pack import alert_version, records, versions_of
 from retention_ops.settings import TEST_MODES, TRIAL, Settings
+from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.seam import Warehouse
 
 ACTED = ("open", "update", "escalate")
@@ -34,6 +35,7 @@ ACTED = ("open", "update", "escalate")
 PASSED = ("history", "covered")
 """verdicts that logged a flagged date and told nobody"""
 ARMED = "armed"
+UPGRADED = "upgraded:"
 ARMED_SHORTFALL = f"armed:{SHORTFALL}"
 
 Verdict = Literal["open", "update", "escalate", "retract", "resolve", "history", "covered", "snoozed", "resume", "skip"]
@@ -51,6 +53,8 @@ class Decision:
     """number of the newest answer of this date when the decision was taken"""
     covers: tuple[date, ...] = ()
     """earlier flagged dates nobody was told about, which this answer stands for"""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    """provenance of the alert rows decided on, and under `rows` what identifies each"""
 
     @property
     def acts(self) -> bool:
@@ -67,6 +71,8 @@ class Gate:
     clock: Clock
     arms: bool = True
     """false for a preview, which must not start the response's history"""
+    one_by_one: bool = False
+    """answers a date though a newer one is flagged: how mornings that are lost were answered, when they are gone through again"""
 
     @cached_property
     def rules(self) -> tuple[str, ...]:
@@ -123,12 +129,17 @@ class Gate:
         seq = last["seq"] if last else 0
 
         def decided(verdict: Verdict, reason: str, covers: tuple[date, ...] = ()) -> Decision:
-            return Decision(verdict, reason, version, severity, seq, covers)
+            return Decision(verdict, reason, version, severity, seq, covers, self._made_from(day, alert, verdict))
 
         if mode == "off":
             return decided("skip", "the response is switched off (mode off)")
         if last and last["version"] == version and last["verdict"] not in PASSED:
             return decided("resume", f"{ANSWERED_ALREADY} {last['run_id']}: same result", self._stood_for(last))
+        if last and last["verdict"] not in PASSED and self._only_by_upgrade(day, alert, last):
+            why = f"{ANSWERED_ALREADY} {last['run_id']}: same orders and settings, a new release says it differently"
+            return decided("resume", why, self._stood_for(last))
+        if last is None and self._came_with_upgrade(day, alert):
+            return decided("skip", "this result came with an upgrade: the orders and settings are those it was quiet with")
         past = self._past(day) if alert["alert_flag"] or last else ""
         if past and last and last["verdict"] not in PASSED:
             return decided("skip", f"{past}; what was answered then stands")
@@ -138,7 +149,7 @@ class Gate:
             return decided("history", past)
         if mode in TEST_MODES and severity != "WARNING":
             return decided("skip", f"{mode} answers WARNING only")
-        if (last is None or last["verdict"] in PASSED) and (newer := self._newer_flagged(day)):
+        if (last is None or last["verdict"] in PASSED) and not self.one_by_one and (newer := self._newer_flagged(day)):
             return decided("covered", wording.covered_by(newer))
         covers = self._unanswered_before(day)
         if open_now is None:
@@ -148,6 +159,30 @@ class Gate:
         if open_now["snoozed_until"] and open_now["snoozed_until"] > self.clock():
             return decided("snoozed", f"incident {open_now['id']} is snoozed until {open_now['snoozed_until']:%Y-%m-%d %H:%M} UTC")
         return decided("update", f"incident {open_now['id']} goes on", covers)
+
+    def _made_from(self, day: date, alert: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+        """What an answer remembers of the rows it is about; nothing where none is written."""
+        if verdict in ("skip", "resume"):
+            return {}
+        return {**self.lake.provenance("alert_logic", day), "rows": versions_of(alert)}
+
+    def _only_by_upgrade(self, day: date, alert: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+        """Whether D's rows differ from those answered although neither its orders nor the rules' settings changed: then the program
+        did, and people are not told the same thing in other words."""
+        then, changes = last["made_from"], Changes(self.lake)
+        if not then:  # answered by a release that did not remember; its answer stands where the matter is the same
+            known = [version.version for version in self.lake.orders_versions() if version.created_at <= last["answered_at"]]
+            flagged = last["verdict"] not in ("retract", "resolve")
+            same = alert["severity"] == last["severity"] and alert["alert_flag"] == flagged
+            return same and bool(known) and not changes.since(known[-1], day)
+        now = self.lake.provenance("alert_logic", day)
+        same_rules = bool(then.get("rules_sha256")) and then["rules_sha256"] == now.get("rules_sha256")
+        return same_rules and then.get("rows") != versions_of(alert) and not changes.since(then.get("orders_version", ""), day)
+
+    def _came_with_upgrade(self, day: date, alert: Mapping[str, Any]) -> bool:
+        """Whether `retention-ops upgrade` computed these very rows for a date that nobody had to be told about before."""
+        state = ledger.read_state(self.engine, f"{UPGRADED}{day}")
+        return state is not None and state["value"] == ledger.digest(versions_of(alert))
 
     def last_answer(self, connection: Connection, alert: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest answer of an alert in this mode, or None."""

@@ -25,6 +25,7 @@ from sqlalchemy.engine import Connection, Engine
 from retention_ops.errors import LedgerError
 from retention_ops.execute.destinations.choice import QUIET_SLOTS
 from retention_ops.execute.destinations.seam import Receipt
+from retention_ops.execute.hold import Restored, restored
 from retention_ops.log.database import actions, approvals, lock_responses, ops_events, reservations, response_state
 from retention_ops.log.exposures import insert_once
 
@@ -224,8 +225,14 @@ def due(engine: Engine, now: datetime, grace_seconds: float = 0) -> list[Row]:
 # -- moving ------------------------------------------------------------------------------------------------------------
 
 
-def claim(engine: Engine, key: str, worker: str, now: datetime, lease_seconds: float, settle_seconds: float = 0) -> Claim:
-    """Takes the action for one worker, or says why not. `settle_seconds`: how long after an attempt a look-up makes sense."""
+def claim(
+    engine: Engine, key: str, worker: str, now: datetime, lease_seconds: float, settle_seconds: float = 0, repeatable: bool = False,
+) -> Claim:
+    """Takes the action for one worker, or says why not. `settle_seconds`: how long after an attempt a look-up makes sense.
+
+    In a restored ledger an action that may have gone out before the restore is looked for before it is sent, unless it is
+    `repeatable`: sending it again changes nothing.
+    """
     with engine.begin() as connection:
         row = connection.execute(sa.select(actions).where(actions.c.key == key).with_for_update()).mappings().first()
         if row is None:
@@ -246,9 +253,20 @@ def claim(engine: Engine, key: str, worker: str, now: datetime, lease_seconds: f
             return Claim("nothing", row, row["state"])
         if row["parent_key"] and get(connection, row["parent_key"])["state"] != SENT:
             return Claim("nothing", row, "waits for the action it builds on")
+        lost = restored(connection)
+        if lost and not repeatable and may_be_there(lost, row):
+            why = "it may have gone out before the ledger was restored: looked for first"
+            row = _move(connection, row, UNKNOWN, worker, now, why, **lease, first_attempt_at=row["first_attempt_at"] or lost.backup_at)
+            return Claim("look_up", row)
         row = _move(connection, row, SENDING, worker, now, f"attempt {row['attempts'] + 1}", **lease, not_before=None,
                     attempts=row["attempts"] + 1, first_attempt_at=row["first_attempt_at"] or now, last_attempt_at=now, looked_up=0)
         return Claim("send", row)
+
+
+def may_be_there(lost: Restored, row: Row) -> bool:
+    """Whether the installation whose backup this is may have sent the action, and nobody has looked since."""
+    looked = row["looked_at"] is not None and row["looked_at"] >= lost.restored_at
+    return row["destination"] != "local" and lost.concerns(row["alert_date"]) and not looked
 
 
 def _move(connection: Connection, row: Row, state: str, actor: str, now: datetime, why: str, **values: Any) -> Row:
@@ -288,9 +306,10 @@ def sent(connection: Connection, key: str, worker: str, receipt: Receipt, now: d
 
 def release(
     engine: Engine, key: str, worker: str, state: str, why: str, now: datetime, *, wait_seconds: float = 0, looked_up: int | None = None,
-    tried: bool = True,
+    tried: bool = True, absent: bool = False,
 ) -> Row | None:
-    """Gives a claim back in `state`; None where the claim was lost meanwhile. `tried` false: no call was made, so none counts."""
+    """Gives a claim back in `state`; None where the claim was lost meanwhile. `tried` false: no call was made, so none counts;
+    `absent`: the destination was asked and has nothing."""
     with engine.begin() as connection:
         row = _held(connection, key, worker)
         if row is None:
@@ -299,6 +318,8 @@ def release(
         values: dict[str, Any] = {**_FREE, "not_before": now + timedelta(seconds=wait_seconds) if wait_seconds else None}
         if looked_up is not None:
             values["looked_up"] = looked_up
+        if absent:
+            values["looked_at"] = now
         if not tried:
             values |= {"attempts": row["attempts"] - 1} | ({"first_attempt_at": None} if row["attempts"] == 1 else {})
         if state == CANCELLED:
@@ -339,6 +360,8 @@ def by_hand(
         values: dict[str, Any] = {**_FREE, "not_before": None}
         if what == "sent":
             values |= {"external_id": external_id, "last_error": None}
+        if what == "retry":
+            values["looked_at"] = now  # the person has looked
         if what == "cancel":
             values["last_error"] = None
         if what != "retry":
@@ -366,7 +389,23 @@ def absent(engine: Engine, key: str, who: str, why: str, now: datetime) -> Row:
         if row["state"] not in (UNKNOWN, NEEDS_HUMAN, SENDING) or (row["lease_until"] and row["lease_until"] > now):
             raise LedgerError(f"action {key[:12]} is {row['state']}; only one that nobody could tell about is resolved")
         state = AWAITING if _pending(connection, key) else PLANNED  # a look-up is no approval
-        return _move(connection, row, state, who, now, f"by hand (absent): {why}", **_FREE, not_before=None)
+        return _move(connection, row, state, who, now, f"by hand (absent): {why}", **_FREE, not_before=None, looked_at=now)
+
+
+# -- after a restore ---------------------------------------------------------------------------------------------------
+
+
+def adopt(connection: Connection, key: str, receipt: Receipt, now: datetime, actor: str) -> Row:
+    """Records that the lost installation sent this action: its destination has it. An approval that still waits for it is void."""
+    row = _locked(connection, key)
+    if row["state"] in (SENT, CANCELLED):
+        return row
+    _void(connection, key, "the list had left before the ledger was restored", now)
+    there = " ".join(filter(None, (receipt.external_id, receipt.url)))
+    return _move(
+        connection, row, SENT, actor, now, f"found there after a restore: {there}",
+        **_FREE, not_before=None, external_id=receipt.external_id, external_url=receipt.url, detail=dict(receipt.detail), last_error=None,
+    )
 
 
 # -- approvals ---------------------------------------------------------------------------------------------------------

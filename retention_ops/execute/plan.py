@@ -156,7 +156,7 @@ class Planner:
             mode=self.settings.mode, seq=decision.seq + 1, version=decision.version, severity=decision.severity,
             verdict=decision.verdict, reason=decision.reason, incident_id=incident_id, run_id=self.run_id, answered_at=now,
             facts_sha256=pack.facts_sha256 if pack else None,
-            audience_sha256=pack.manifest["audience_sha256"] if pack else None,
+            audience_sha256=pack.manifest["audience_sha256"] if pack else None, made_from=dict(decision.made_from) or sa.null(),
         )).inserted_primary_key[0]
 
     def _insert_covered(

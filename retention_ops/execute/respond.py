@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.alerts import AT_RISK
 from retention_ops.errors import LedgerError, PackError, RetentionOpsError
-from retention_ops.execute import incidents, ledger, withdrawals, wording
+from retention_ops.execute import hold, incidents, ledger, withdrawals, wording
 from retention_ops.execute.destinations import SLOTS, Destinations, chosen, target_of
 from retention_ops.execute.destinations.choice import (
     ASKED_SLOTS,
@@ -69,8 +69,13 @@ class Responder:
     patience: float = PATIENCE_SECONDS
     sleep: Callable[[float], None] = time.sleep
     checkpoint: Callable[[str, ledger.Row], None] = lambda step, row: None
+    reconciling: bool = False
+    """decides as the mode says although the ledger is held: only to find out what a lost installation did; nothing leaves even so"""
 
     def __post_init__(self) -> None:
+        if self.settings.mode in REAL_MODES and not self.reconciling and hold.why_held(self.engine):
+            self.settings = self.settings.model_copy(update={"mode": "shadow"})
+            self.mode = lambda: "shadow"
         self.gatekeeper = Gate(self.lake, self.engine, self.settings, self.clock)
         self.planner = Planner(self.lake, self.engine, self.settings, self.clock, self.run_id, self.gatekeeper)
         connect = self.destinations or Destinations(self.settings, self.secrets, self.clock)
@@ -259,8 +264,7 @@ class Responder:
                 raise ListChanged(f"the list of {day} changed since it was planned")
             if row["destination"] == "local" and self._files(day) != row["payload"]["audience_sha256"]:
                 raise ListChanged(f"the list files of {day} are not those that were planned")
-            leaving = {sheet["tier"]: sheet["title"] for sheet in row["payload"]["worksheets"]}
-            self._remember(row, {tier: lists[tier] for tier in leaving})
+            leaving = self.remember_lists(row, lists)
             if row["destination"] == "local":
                 return Content()
             return Content(tables={title: Table(*map(tuple, allowed_table(lists[tier], "sheets"))) for tier, title in leaving.items()})
@@ -318,6 +322,12 @@ class Responder:
         if last_day and self.gatekeeper.today() > date.fromisoformat(last_day):
             what = "heartbeat" if row["slot"] == HEARTBEAT_SLOT else "digest"
             raise Obsolete(f"the next {what} is due by now")
+
+    def remember_lists(self, row: ledger.Row, lists: Mapping[str, Audience]) -> dict[str, str]:
+        """Keeps who a hand-over of `lists` names until it is recorded; tier -> title of the worksheets that leave."""
+        leaving = {sheet["tier"]: sheet["title"] for sheet in row["payload"]["worksheets"]}
+        self._remember(row, {tier: lists[tier] for tier in leaving})
+        return leaving
 
     def _remember(self, row: ledger.Row, lists: Mapping[str, Audience]) -> None:
         """Keeps who is handed over until it is recorded, so that a kill after sending forgets nobody."""

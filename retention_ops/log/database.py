@@ -13,12 +13,12 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from retention_ops.errors import LogError
+from retention_ops.errors import LogError, NewerSchema
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import locked
 
-HEAD = "0005"
+HEAD = "0006"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -106,6 +106,7 @@ answers = sa.Table(
     sa.Column("answered_at", UtcDateTime(), nullable=False),
     sa.Column("facts_sha256", sa.Text),
     sa.Column("audience_sha256", sa.Text),
+    sa.Column("made_from", sa.JSON),  # provenance of the alert rows answered: orders version, rules, SQL, settings
     sa.UniqueConstraint("alert_type", "scope", "alert_date", "mode", "seq", name="answers_identity"),
 )
 
@@ -133,6 +134,7 @@ actions = sa.Table(
     sa.Column("not_before", UtcDateTime()),
     sa.Column("first_attempt_at", UtcDateTime()),
     sa.Column("last_attempt_at", UtcDateTime()),
+    sa.Column("looked_at", UtcDateTime()),  # when its destination was last asked about it and had nothing
     sa.Column("external_id", sa.Text),
     sa.Column("external_url", sa.Text),
     sa.Column("detail", sa.JSON),
@@ -246,8 +248,16 @@ health_causes = sa.Table(
              sqlite_where=sa.text("closed_at IS NULL"), postgresql_where=sa.text("closed_at IS NULL")),
 )
 
+settings_history = sa.Table(
+    "settings_history", metadata,
+    sa.Column("settings_sha256", sa.Text, primary_key=True),
+    sa.Column("first_seen", UtcDateTime(), nullable=False),
+    sa.Column("values", sa.JSON, nullable=False),  # name -> value, without secrets, addresses of storage and this machine's paths
+)
 
-def _engine(settings: Settings) -> Engine:
+
+def open_engine(settings: Settings) -> Engine:
+    """An engine on the ops database as it is; `ops_database` is the way in that brings it up to date."""
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
@@ -270,35 +280,49 @@ def _engine(settings: Settings) -> Engine:
 
 
 def _upgrade(engine: Engine, settings: Settings) -> None:
+    sqlite = engine.dialect.name == "sqlite"
+    with locked(settings.home / ".ops.lock") if sqlite else nullcontext():
+        if revision(engine) != HEAD:
+            with engine.begin() as connection:
+                if not sqlite:
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7382461)"))
+                migrate(connection)
+
+
+def migrate(connection: Connection, to: str = "head") -> None:
+    """Brings the schema up to a revision inside the caller's transaction."""
     # alembic is imported only where a schema is missing or old: it costs more than the query that finds out
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    sqlite = engine.dialect.name == "sqlite"
-    with locked(settings.home / ".ops.lock") if sqlite else nullcontext():
-        if _revision(engine) != HEAD:
-            with engine.begin() as connection:
-                if not sqlite:
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7382461)"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)
 
 
-def _revision(engine: Engine) -> str | None:
+def revision(engine: Engine) -> str | None:
+    """The schema an ops database is at; None where it is empty."""
     with engine.connect() as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def check_known(found: str | None, what: str) -> None:
+    """Raises NewerSchema where `found` is a revision this program has no migration for."""
+    if found is not None and not any((MIGRATIONS / "versions").glob(f"{found}_*.py")):
+        raise NewerSchema(f"{what} is at schema {found}; this program knows schemas up to {HEAD}. Install the release that wrote it, or a "
+                          "newer one; nothing was changed")
+
+
 @contextmanager
 def ops_database(settings: Settings) -> Iterator[Engine]:
     """An engine on an up-to-date ops database. Raises LogError naming the database (never its password)."""
-    engine = _engine(settings)
+    engine = open_engine(settings)
     try:
-        if _revision(engine) != HEAD:
+        if (found := revision(engine)) != HEAD:
+            check_known(found, f"the ops database {engine.url.render_as_string(hide_password=True)}")
             _upgrade(engine, settings)
         yield engine
     except sa.exc.DatabaseError as error:

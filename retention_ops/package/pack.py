@@ -32,7 +32,7 @@ from retention_ops.detect import quality
 from retention_ops.detect.alerts import AT_RISK, OTHERS, SHORTFALL, alerts_by_day, answered_rules, row_of, told_by
 from retention_ops.detect.compute import Workspace, priority_order, workspace
 from retention_ops.detect.missing import Missing, who_is_missing
-from retention_ops.errors import PackError, QualityError
+from retention_ops.errors import NewerSchema, PackError, QualityError
 from retention_ops.package.audiences import (
     TIERS,
     Audience,
@@ -61,9 +61,12 @@ from retention_ops.sources.contact import NoContact, no_contact
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.files import fsync_folder, locked, write_atomic
 from retention_ops.warehouse.freshness import Changes
+from retention_ops.warehouse.render import sql_sha256
 from retention_ops.warehouse.seam import Warehouse
 
 MANIFEST = "manifest.json"
+PACK_SCHEMA = 2
+"""2: the manifest says by which SQL and settings the pack was made; 1 is read as well"""
 LOG_FILE = "ops_run_log.json"
 OUTBOX = "outbox"
 LOCK = ".lock"
@@ -142,6 +145,11 @@ def canonical_sha256(value: Any) -> str:
 def alert_version(alert: Mapping[str, Any]) -> str:
     """Identifies one result of the alert: the same rows, the same version."""
     return canonical_sha256(told_by(alert))
+
+
+def versions_of(alert: Mapping[str, Any]) -> dict[str, str]:
+    """alert_type -> what identifies that row, for every rule, whichever leads."""
+    return row_versions(row for told in (alert, *alert[OTHERS]) for row in told_by({**told, OTHERS: []}))
 
 
 def row_versions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -348,12 +356,12 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         **{audience.file: (audience.csv.encode(), audience.rows) for audience in audiences.values()},
     }
     manifest = {
-        "schema": 1,
+        "schema": PACK_SCHEMA,
         "date": facts.day.isoformat(),
         "severity": severity,
         "alert_flag": facts.alert["alert_flag"],
         "gate": facts.alert["gate"],
-        "alert_versions": row_versions(row for told in (facts.alert, *facts.alert[OTHERS]) for row in told_by({**told, OTHERS: []})),
+        "alert_versions": versions_of(facts.alert),
         "facts_sha256": facts_sha256(facts, settings),
         "audience_sha256": audience_sha256(audiences),
         "orders_version": facts.orders_version,
@@ -361,6 +369,8 @@ def build_pack(facts: Facts, settings: Settings, *, run_id: str, links: Mapping[
         "suppressions_version": facts.no_contact.suppressions_version,
         "complete_through": facts.complete_through.isoformat(),
         "rules_sha256": settings.rules_sha256(),
+        "sql_sha256": sql_sha256(),
+        "settings_sha256": settings.settings_sha256(),
         "created_at": clock().isoformat(timespec="seconds"),
         "run_id": run_id,
         "audiences": {
@@ -496,8 +506,12 @@ def _read_manifest(path: Path, day: date) -> dict[str, Any]:
         missing = {"files", "audiences", "facts_sha256", "alert_versions"} - manifest.keys()
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
+        newer = manifest.get("schema", 1) > PACK_SCHEMA
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise PackError(f"{path} cannot be read ({error}); `retention-ops run --date {day}` builds the pack again") from None
+    if newer:
+        raise NewerSchema(f"{path} has schema {manifest['schema']}; this program knows schemas up to {PACK_SCHEMA}. Install the release "
+                          "that wrote it, or a newer one")
     return manifest
 
 

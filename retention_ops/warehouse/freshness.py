@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from retention_ops.warehouse.seam import Warehouse
+from retention_ops.warehouse.versions import OrdersVersion
 
 KEPT_FOR_EVER = ("retention_daily", "alert_logic", "customer_priority")
 
@@ -26,9 +27,13 @@ class Changes:
         self._position = {version.version: place for place, version in enumerate(self._versions)}
 
     def since(self, orders_version: str, day: date) -> bool:
+        return bool(self.after(orders_version, day))
+
+    def after(self, orders_version: str, day: date) -> list[OrdersVersion]:
+        """Later versions whose changes reach back to D."""
         # a version that is gone from the list counts as older than all of them
         later = self._versions[self._position.get(orders_version, -1) + 1:]
-        return any(version.stale_from and version.stale_from <= day for version in later)
+        return [version for version in later if version.stale_from and version.stale_from <= day]
 
 
 def freshness(lake: Warehouse) -> Freshness:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -91,6 +92,16 @@ def stacked(*queries: Query) -> Query:
         last.table, text(lambda query: query.google_sql, ""), text(lambda query: query.duckdb_sql, "NOT MATERIALIZED "),
         text(lambda query: query.unordered_sql, "NOT MATERIALIZED "), frozenset().union(*(query.parameters for query in queries)),
     )
+
+
+@cache
+def sql_sha256() -> str:
+    """Identifies the rules as written, all of sql/ together; comments and line breaks do not count."""
+    digest = hashlib.sha256()
+    for file in sorted({*FILES.values(), *FAST_FILES.values()}):
+        lines = (line.partition("--")[0] for line in (sql_folder() / file).read_text(encoding="utf-8").splitlines())
+        digest.update(f"{file}\n{' '.join(' '.join(lines).split())}\n".encode())
+    return digest.hexdigest()
 
 
 def _read(table: str, file: str) -> Query:

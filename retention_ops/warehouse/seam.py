@@ -18,6 +18,7 @@ import pandas as pd
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.connection import Connect, Instance, connect_in_memory
+from retention_ops.warehouse.schema import check_lake
 from retention_ops.warehouse.versions import (
     CustomersVersion,
     OrdersVersion,
@@ -54,6 +55,7 @@ class Warehouse(ABC):
     def __init__(self, settings: Settings, connect: Connect | None = None):
         self.settings = settings
         self.root = (settings.home / "lake").absolute()
+        check_lake(self.root)
         self._instance = Instance(connect or (lambda: connect_in_memory(settings)))
 
     def connection(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:

@@ -30,6 +30,7 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
 from retention_ops.warehouse.dialect import literal, parquet_scan
 from retention_ops.warehouse.files import fsync_file, fsync_folder, locked, write_atomic
+from retention_ops.warehouse.schema import check_lake, lake_schema, stamp
 
 HASH_ROWS = 50_000
 
@@ -167,7 +168,10 @@ class Store(Generic[V]):
     @contextmanager
     def locked(self, progress: Callable[[str], None]) -> Iterator[None]:
         """Hold the table's lock, waiting for another ingest if need be, and clear what a killed one left."""
+        check_lake(self.folder.parent)
         if not self.folder.is_dir():
+            if lake_schema(self.folder.parent) is None:
+                stamp(self.folder.parent)
             self.folder.mkdir(parents=True, exist_ok=True)
             fsync_folder(self.folder.parent)
         with locked(self.folder / ".lock", before_waiting=lambda: progress("waiting for another ingest to finish")):
