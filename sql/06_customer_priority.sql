@@ -138,7 +138,8 @@ queue AS (
     -- the usual gap in whole days, half up
     CASE WHEN gaps > 0 THEN DIV((2 * span_days + gaps), (2 * gaps)) END AS usual_gap_whole_days,
     -- how far the latest order is below the average, half up in whole %: 100 - 100 * last * n / sum
-    DIV((201 * total_revenue_cents - 200 * last_order_cents * total_orders), (2 * total_revenue_cents)) AS below_average_pct,
+    -- where all was refunded there is no average to be below
+    DIV((201 * total_revenue_cents - 200 * last_order_cents * total_orders), NULLIF(2 * total_revenue_cents, 0)) AS below_average_pct,
     -- up to 20 points for value, logarithmic in revenue
     LEAST(20.0, 2 * LN(1 + total_revenue)) AS value_points,
     -- up to 10 points for urgency: the share of the tier's window that is already gone

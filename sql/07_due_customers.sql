@@ -79,17 +79,24 @@ due AS (
     AND chances.weekday = in_cells.weekday
   GROUP BY in_cells.customer_id
 ),
+refunded AS (
+  SELECT customer_id, CAST(SUM(refund_cents) AS INT64) AS refund_cents
+  FROM refunds
+  WHERE refund_date <= @to_date
+  GROUP BY customer_id
+),
 as_of_d AS (
-  -- what is known of each on D: the silence that lasts
+  -- what is known of each on D: the silence that lasts; money less refunds, as in base_customers
   SELECT
-    customer_id,
+    customer_days.customer_id,
     order_date AS last_order_date,
     DATE_DIFF(@to_date, order_date, DAY) AS days_since_last_order,
     order_days_so_far - 1 AS gaps,
     DATE_DIFF(order_date, first_order_date, DAY) AS span_days,
     orders_so_far AS total_orders,
-    revenue_cents_so_far AS total_revenue_cents
+    revenue_cents_so_far - COALESCE(refunded.refund_cents, 0) AS total_revenue_cents
   FROM customer_days
+  LEFT JOIN refunded ON refunded.customer_id = customer_days.customer_id
   WHERE order_date <= @to_date AND (next_order_date IS NULL OR next_order_date > @to_date)
 )
 SELECT

@@ -85,8 +85,12 @@ class Workspace:
         return {}
 
     def attach(self) -> None:
-        """Makes orders, customer_days and customers readable; derives customer_days once per orders version."""
+        """Makes orders, refunds, customer_days and customers readable; derives customer_days once per orders version."""
         self._show("orders", self.orders.version)
+        if self.orders.refunds:
+            self._show("refunds", self.orders.version)
+        else:
+            self.replace("VIEW", "refunds", no_rows(TABLES["refunds"]))
         if not self._has_customer_days():
             self.run(query("customer_days"))
             self.lake.write(self.connection, "customer_days", self.orders.version, {"orders_version": self.orders.version})

@@ -140,7 +140,11 @@ def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict
         queue = space.rows("customer_priority", priority_order(lake.settings)).reset_index(drop=True)
         rates = space.rows("return_rates")
         currency = space.orders.currency
+        # all of them, because a statement must not name a customer: BigQuery keeps its text
+        refunds = space.rows("refunds") if space.orders.refunds else None
     row = _row(churn)
+    row["refunded_cents"] = 0 if refunds is None else int(refunds.loc[
+        (refunds["customer_id"] == customer_id) & (refunds["refund_date"].dt.date <= day), "refund_cents"].sum())
     queued = queue[queue["customer_id"] == customer_id]
     row["priority"] = _row(queued) if len(queued) else None
     row["rank"] = int(queued.index[0]) + 1 if len(queued) else None
@@ -154,7 +158,7 @@ def explain_customer(lake: Warehouse, customer_id: str, day: date) -> tuple[dict
 def sentences_for(row: dict[str, Any], day: date, currency: str, listed: int, settings: Settings) -> list[str]:
     """Every signal, what is at stake and the tier in sentences. `row` is a churn_detection row with priority (its row of the queue of
     `listed`, or None), rank, refused_consent, suppressed, by_stake (whether what is at stake decides who is listed) and, where the
-    orders were asked, return_rate (what `cell_of` found)."""
+    orders were asked, return_rate (what `cell_of` found) and refunded_cents (what was paid back by D)."""
     return [*_signals(row, day, currency, settings), *_at_stake(row, day, currency), *_tier(row, listed, settings)]
 
 
@@ -177,12 +181,14 @@ def cell_of(row: dict[str, Any], rates: pd.DataFrame) -> dict[str, Any] | None:
 def _signals(row: dict[str, Any], day: date, currency: str, settings: Settings) -> list[str]:
     days, orders = int(row["days_since_last_order"]), int(row["total_orders"])
     late, small, unsettled = row["is_frequency_drop"], row["is_value_drop"], row["is_status_inconsistent"]
-    average = row["total_revenue_cents"] / orders / 100
-    share = 100 * row["last_order_value"] / average
+    average, back = row["total_revenue_cents"] / orders / 100, row.get("refunded_cents") or 0
+    # where everything was refunded there is nothing to compare with
+    share = f"{100 * row['last_order_value'] / average:.1f} % of the average" if average else "no less than the average of 0.00"
     sentences = [
         f"Customer {row['customer_id']} as of {day}: {orders:,} order{'s' if orders != 1 else ''} on {_days(int(row['order_days']))} "
         f"from {row['first_order_date']:%Y-%m-%d} to {row['last_order_date']:%Y-%m-%d}, "
-        f"{row['total_revenue']:,.2f} {currency} in all, {row['avg_order_value']:,.2f} on average.",
+        f"{row['total_revenue']:,.2f} {currency} in all, {row['avg_order_value']:,.2f} on average."
+        + (f" That is {row['total_revenue'] + back / 100:,.2f} ordered, {back / 100:,.2f} of it refunded by {day}." if back else ""),
         f"Status {row['retention_status']}: the last order was {_days(days)} ago "
         f"(ACTIVE up to {settings.active_limit}, AT_RISK up to {settings.at_risk_limit}).",
     ]
@@ -195,7 +201,7 @@ def _signals(row: dict[str, Any], day: date, currency: str, settings: Settings) 
             f"late from more than {limit:.1f}, now {days}. +{settings.frequency_drop_score if late else 0}"
         )
     sentences.append(
-        f"Spending less: {'yes' if small else 'no'}. The last order of {row['last_order_value']:,.2f} is {share:.1f} % of the average; "
+        f"Spending less: {'yes' if small else 'no'}. The last order of {row['last_order_value']:,.2f} is {share}; "
         f"a drop is below {settings.value_drop_pct} %. +{settings.value_drop_score if small else 0}"
     )
     few = orders <= settings.few_orders

@@ -63,6 +63,7 @@ FEATURES = {
 """feature -> SQL of a customer's last shopping day up to `day`; days, cents and ratios, null where a customer has too few visits.
 
 Status and the three signals of churn_detection are steps of silence, lateness and last_order. No date: a season seen once is no season.
+Money is as ordered, refunds not taken off: revenue is above 0 then, and what was ordered is known on the day itself.
 """
 RISING, FALLING = ("silence", "lateness"), ("visits", "visit_rate")
 """features with which p may only rise, and only fall"""

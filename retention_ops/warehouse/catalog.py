@@ -53,9 +53,9 @@ _FACTS = (
     _c("last_order_date", "DATE", "Date of the latest order"),
     _c("total_orders", "INT64", "Completed orders"),
     _c("order_days", "INT64", "Distinct days with an order; two invoices on one day are one visit"),
-    _c("total_revenue_cents", "INT64", "Sum of order values, cents"),
-    _c("last_order_cents", "INT64", "Value of the latest order (by order_date, then order_id), cents"),
-    _c("total_revenue", "FLOAT64", "Sum of order values, currency units, 2 places"),
+    _c("total_revenue_cents", "INT64", "Sum of order values less what was refunded of them by D, cents"),
+    _c("last_order_cents", "INT64", "Value of the latest order (by order_date, then order_id), likewise, cents"),
+    _c("total_revenue", "FLOAT64", "Sum of order values less refunds, currency units, 2 places"),
     _c("avg_order_value", "FLOAT64", "total_revenue / total_orders, currency units, 2 places, half up"),
     _c("last_order_value", "FLOAT64", "Value of the latest order, currency units, 2 places"),
 )
@@ -89,6 +89,15 @@ TABLES: dict[str, Table] = {
             _c("order_cents", "INT64", "Order value in cents, above 0"),
             _c("currency", "STRING", "ISO currency code, one per shop"),
         )),
+        Table("refunds", "What was paid back of orders, a row for each order and date; kept with the orders' version.", "version",
+              ("order_id", "refund_date"), (
+                  _CUSTOMER,
+                  _c("order_id", "STRING", "The order"),
+                  _c("order_date", "DATE", "Its date"),
+                  _c("refund_date", "DATE", "Date of the refund in shop_timezone, not before the order's"),
+                  _c("refund_cents", "INT64", "Paid back on that date, cents, above 0; of one order never more than it was worth"),
+                  _c("is_last", "BOOL", "The order is the customer's last of its day, by order_id"),
+              )),
         Table("customers", "Customer attributes as last ingested; outside the rebuild guarantee.", "version", ("customer_id",), (
             _CUSTOMER, *_ATTRIBUTES,
             _c("consent", "BOOL", "May be contacted; null where not known", True),
@@ -102,7 +111,7 @@ TABLES: dict[str, Table] = {
             _CUSTOMER,
             _c("order_date", "DATE", "Shopping day"),
             _c("orders", "INT64", "Orders on that day"),
-            _c("revenue_cents", "INT64", "Their value, cents"),
+            _c("revenue_cents", "INT64", "Their value as ordered, refunds not taken off, cents"),
             _c("last_order_cents", "INT64", "Value of the day's last order by order_id, cents"),
             _c("first_order_date", "DATE", "The customer's first shopping day"),
             _c("next_order_date", "DATE", "The next shopping day; null: none yet", True),
@@ -235,7 +244,7 @@ TABLES: dict[str, Table] = {
 PRIORITY_INTERVALS = Table(
     "priority_intervals", "When each customer is in a tier, or may be: what customer_priority of a range is made from; never stored.",
     "whole",
-    ("customer_id", "last_order_date", "priority_tier"), (
+    ("customer_id", "last_order_date", "priority_tier", "from_day"), (
         _CUSTOMER,
         _c("priority_tier", "STRING", "P1 prevention, P2 intervention, P3 win-back"),
         *(column for column in _FACTS if column.type != "FLOAT64"),

@@ -22,6 +22,7 @@ from retention_ops.warehouse.catalog import DUCKDB_TYPES, TABLES, Table
 from retention_ops.warehouse.dialect import declared_scan, file_list, literal, no_glob, no_rows, parquet_scan
 from retention_ops.warehouse.files import locked, replacing, write_atomic
 from retention_ops.warehouse.seam import PER_CUSTOMER, Part, Warehouse
+from retention_ops.warehouse.versions import REFUNDS_FILE
 
 DAY_FOLDERS = "day=" + "-".join("[0-9]" * digits for digits in (4, 2, 2))
 """the folders of a per-day table, as a pattern: a folder of that kind that is not ours is left alone"""
@@ -44,6 +45,8 @@ class Lake(Warehouse):
         match TABLES[table].stored:
             case "day":
                 return folder / f"day={part:%Y-%m-%d}" / "part-0.parquet"
+            case "version" if table == "refunds":
+                return self.root / "orders" / f"version={part}" / REFUNDS_FILE
             case "version":
                 return folder / f"version={part}" / "part-0.parquet"
             case _:

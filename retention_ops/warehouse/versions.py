@@ -1,6 +1,7 @@
 """Immutable versions of a table on disk, and which of them is in force. What is in one is not decided here.
 
     lake/orders/version=000001-0a1b2c3d4e5f/part-0.parquet    the orders, sorted, never changed
+    lake/orders/version=000001-0a1b2c3d4e5f/refunds.parquet   what was refunded of them, where there was any: part of the version
     lake/orders/version=000001-0a1b2c3d4e5f/version.json      what they are and where they came from, kept for ever
     lake/orders/CURRENT                                       names the version in force
 
@@ -16,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,8 @@ from retention_ops.warehouse.files import fsync_file, fsync_folder, locked, writ
 from retention_ops.warehouse.schema import check_lake, lake_schema, stamp
 
 HASH_ROWS = 50_000
+REFUNDS_FILE = "refunds.parquet"
+"""beside the orders, because a result must say with one version what it was made from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,10 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class OrdersVersion(Version):
-    """Orders as of one ingest. `stale_from`: earliest date whose results differ from the parent's; None for the first."""
+    """Orders as of one ingest, with the `refunds` of them (rows of that table; its file is there only where there are any).
+
+    `stale_from`: earliest date whose results differ from the parent's; None for the first.
+    """
 
     complete_through: date
     first_date: date
@@ -70,6 +76,11 @@ class OrdersVersion(Version):
     orders: int
     currency: str
     stale_from: date | None
+    refunds: int = 0
+
+    @property
+    def refunds_path(self) -> Path:
+        return self.path.with_name(REFUNDS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +119,7 @@ V = TypeVar("V", bound=Version)
 FORGET = "forget"
 """`preset` of a version that an erasure made"""
 _NAMED = ("version", "path", "content_sha256", "parent", "created_at", "preset", "files", "records_read", "excluded", "customers", "added",
-          "replaced", "removed", "unchanged", "orders", "stale_from")
+          "replaced", "removed", "unchanged", "orders", "stale_from", "refunds")
 """what a version without somebody does not take over from its parent"""
 
 
@@ -120,12 +131,13 @@ def _adapter(kind: type) -> TypeAdapter:
 
 @dataclass(frozen=True)
 class Draft:
-    """A version that is written but not in force; `scan` is SQL for its rows."""
+    """A version that is written but not in force; `scan` is SQL for its rows, `refunds` counts those written beside them."""
 
     folder: Path
     scan: str
     rows: int
     content_sha256: str
+    refunds: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,31 +215,46 @@ class Store(Generic[V]):
             con.execute(
                 f"COPY (SELECT * FROM ({rows}) ORDER BY {order}) TO {literal(path.absolute())} (FORMAT parquet, COMPRESSION zstd)"
             )
-            count = self._prove(con, path, may_be_empty)
+            count = self._prove(con, self.table, path, may_be_empty)
             progress(f"hashing {count:,} {self.name}")
-            yield Draft(folder, parquet_scan(path), count, self._hash(con, path))
+            yield Draft(folder, parquet_scan(path), count, self._hash(con, self.table, path))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _prove(self, con: duckdb.DuckDBPyConnection, path: Path, may_be_empty: bool) -> int:
+    def with_refunds(self, con: duckdb.DuckDBPyConnection, draft: Draft, rows: str) -> Draft:
+        """The draft with these refunds beside its orders, as part of its content; as it is where there are none."""
+        path, table = draft.folder / REFUNDS_FILE, TABLES["refunds"]
+        columns = ", ".join(table.column_names)
+        con.execute(f"COPY (SELECT {columns} FROM ({rows}) ORDER BY customer_id, order_date, order_id, refund_date) "
+                    f"TO {literal(path.absolute())} (FORMAT parquet, COMPRESSION zstd)")
+        count = self._prove(con, table, path, may_be_empty=True)
+        if not count:
+            path.unlink()
+            return draft
+        # without refunds the hash stays that of the orders alone, as it was before there could be any
+        both = hashlib.sha256(f"{draft.content_sha256}\n{self._hash(con, table, path)}".encode()).hexdigest()
+        return replace(draft, content_sha256=both, refunds=count)
+
+    def _prove(self, con: duckdb.DuckDBPyConnection, table: Table, path: Path, may_be_empty: bool) -> int:
         """Rows of the written file. Raises if its columns differ from the catalog's, a key repeats or a value is missing."""
         found = [(row[0], row[1]) for row in con.execute(f"DESCRIBE SELECT * FROM {parquet_scan(path)}").fetchall()]
-        expected = [(column.name, DUCKDB_TYPES[column.type]) for column in self.table.columns]
-        key = self.table.key[0]
-        filled = " AND ".join(f"{column.name} IS NOT NULL" for column in self.table.columns if not column.nullable)
+        expected = [(column.name, DUCKDB_TYPES[column.type]) for column in table.columns]
+        # a struct costs a count of distinct values twice as much as the one column that most keys are
+        key = table.key[0] if len(table.key) == 1 else f"({', '.join(table.key)})"
+        filled = " AND ".join(f"{column.name} IS NOT NULL" for column in table.columns if not column.nullable)
         count, distinct, complete = con.execute(
             f"SELECT count(*), count(DISTINCT {key}), coalesce(bool_and({filled}), true) FROM {parquet_scan(path)}"
         ).fetchone()
         if found != expected or count != distinct or not complete:
-            raise RetentionOpsError(f"the new {self.name} version breaks the catalog (columns, unique {key}); not published")
+            raise RetentionOpsError(f"the new {table.name} version breaks the catalog (columns, unique {key}); not published")
         if not count and not may_be_empty:
-            raise InputRefused(f"this would leave no {self.name} at all; nothing was written.\nCheck the file.")
+            raise InputRefused(f"this would leave no {table.name} at all; nothing was written.\nCheck the file.")
         return count
 
-    def _hash(self, con: duckdb.DuckDBPyConnection, path: Path) -> str:
+    def _hash(self, con: duckdb.DuckDBPyConnection, table: Table, path: Path) -> str:
         """sha256 over the rows in stored order, fetched piece by piece so that memory does not grow with the table."""
         # values hold no control characters, so two different rows never give the same text
-        text = " || chr(31) || ".join(f"coalesce(CAST({name} AS VARCHAR), '')" for name in self.table.column_names)
+        text = " || chr(31) || ".join(f"coalesce(CAST({name} AS VARCHAR), '')" for name in table.column_names)
         digest = hashlib.sha256()
         con.execute(f"SELECT {text} || chr(10) FROM {parquet_scan(path)}")
         while rows := con.fetchmany(HASH_ROWS):
@@ -275,7 +302,7 @@ class Store(Generic[V]):
                 self._publish_without(con, parent, customer_ids, order, held[parent.version], now, progress)
             for version in self.versions()[:-1]:
                 if version.version in held:
-                    version.path.unlink(missing_ok=True)
+                    _drop(version)
             fsync_folder(self.folder)
         return held.get(parent.version, 0) if parent else 0
 
@@ -290,9 +317,12 @@ class Store(Generic[V]):
             raise RetentionOpsError("nobody would be left in the orders; delete the whole home instead")
         with self.writing(con, rows, order, progress, may_be_empty=True) as draft:
             customers = con.execute(f"SELECT count(DISTINCT customer_id) FROM {draft.scan}").fetchone()[0]
+            if isinstance(parent, OrdersVersion) and parent.refunds:
+                draft = self.with_refunds(
+                    con, draft, f"SELECT * FROM {parquet_scan(parent.refunds_path)} ANTI JOIN erased_ids USING (customer_id)")
             kept = _adapter(self.kind).dump_python(parent)
             # first and last date stay those of the parent: the calendar of dates must not move because one person left
-            counted = {"orders": draft.rows, "stale_from": None} if self.name == "orders" else {}
+            counted = {"orders": draft.rows, "refunds": draft.refunds, "stale_from": None} if self.name == "orders" else {}
             self.publish(draft, parent, **{name: kept[name] for name in kept if name not in _NAMED}, **{
                 "created_at": now, "preset": FORGET, "files": [], "records_read": 0, "excluded": {}, "customers": customers, "added": 0,
                 "replaced": 0, "removed": erased, "unchanged": draft.rows, **counted})
@@ -300,7 +330,14 @@ class Store(Generic[V]):
     def prune(self, keep: int) -> None:
         """Delete the parquet file of all but the newest `keep` versions."""
         for version in self.versions()[:-keep]:
-            version.path.unlink(missing_ok=True)
+            _drop(version)
+
+
+def _drop(version: Version) -> None:
+    """Deletes the rows of a version; what it was stays."""
+    # refunds first: orders without theirs would be another content, refunds without orders are none
+    version.path.with_name(REFUNDS_FILE).unlink(missing_ok=True)
+    version.path.unlink(missing_ok=True)
 
 
 def orders_store(settings: Settings) -> Store[OrdersVersion]:
