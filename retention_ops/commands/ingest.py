@@ -16,17 +16,22 @@ from retention_ops.commands.shared import Json, count, say, say_next
 from retention_ops.settings import Settings
 
 app = typer.Typer()
+ORDERS = ("orders", "refunds")
+"""what makes a version of the orders"""
 
 
 @app.command(epilog="Examples:\n\n  retention-ops ingest orders.csv --preset orders\n\n"
                     "  retention-ops ingest year1.parquet year2.xlsx --preset uci-online-retail\n\n"
                     "  retention-ops ingest orders.csv --preset orders --replace --complete-through 2026-06-30\n\n"
+                    "  retention-ops ingest refunds.csv --preset refunds\n\n"
                     "  retention-ops ingest do_not_contact.csv --preset suppressions")
 def ingest(
     files: Annotated[list[Path], typer.Argument(
         metavar="FILE...", help="csv, xlsx, parquet; several at once.", show_default=False)],
-    preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, customers or suppressions.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Known orders are corrected; suppressions: the whole list.")] = False,
+    preset: Annotated[str, typer.Option("--preset", help="uci-online-retail, cdnow, orders, refunds, customers or suppressions.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Known orders and refunds are corrected; suppressions: the whole list.")
+    ] = False,
     complete_through: Annotated[date | None, shared.date_option("--complete-through", "Last date whose orders are all in.")] = None,
     show_values: Annotated[bool, typer.Option("--show-values", help="Show the offending values in error messages.")] = False,
     as_json: Json = False,
@@ -45,11 +50,11 @@ def ingest(
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
     record_ingestions(settings)
-    if report.dataset == "orders":
+    if report.dataset in ORDERS:
         with workspace(lake):  # derives customer_days, so that the views are never without it
             pass
     lake.refresh_views()
-    if report.dataset != "orders":
+    if report.dataset not in ORDERS:
         stale = packs_with_opted_out(lake)
     else:
         stale = stored_from(lake, report.stale_from) if report.changed and report.stale_from else []
@@ -81,7 +86,11 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
         table.add_row(f"  left out: {escape(reason)}", f"{number:,}")
     if report.ids_hashed:
         table.add_row("customer ids kept as keyed hashes", f"{report.ids_hashed:,}")
-    if report.dataset == "orders":
+    if report.dataset == "refunds":
+        table.add_row("refunds known", f"{report.refunds:,} ({report.currency})")
+        table.add_row("  added / changed / taken back / known",
+                      f"{report.added:,} / {report.replaced:,} / {report.removed:,} / {report.unchanged:,}")
+    elif report.dataset == "orders":
         table.add_row("orders in the lake", f"{report.rows:,} of {count(report.customers, 'customer')} ({report.currency})")
         table.add_row("  added / replaced / known", f"{report.added:,} / {report.replaced:,} / {report.unchanged:,}")
         table.add_row("dates", f"{report.first_date} to {report.last_date}")
@@ -100,12 +109,12 @@ def _show_ingest(report: Any, stale: list[date], settings: Settings) -> None:
         say(f"[yellow]warning[/yellow] {escape(warning)}")
     if stale:
         named = "with lists that name customers who refused consent or are suppressed"
-        why = "built from older orders" if report.dataset == "orders" else named
+        why = {"orders": "built from older orders", "refunds": "built before these refunds were known"}.get(report.dataset, named)
         say(f"[yellow]Stale: {shared.dates(stale)}[/yellow], {why}.")
         say_next(shared.command(settings, f"backfill --from {stale[0]} --to {stale[-1]}"))
-    elif report.dataset == "orders" and report.complete_through < report.first_date:
+    elif report.dataset in ORDERS and report.complete_through < report.first_date:
         say("No day of these orders is over yet; come back tomorrow.")
-    elif report.dataset == "orders":
+    elif report.dataset in ORDERS:
         say_next(
             shared.command(settings, f"run --date {report.complete_through}"),
             shared.command(settings, f"backfill --from {report.first_date} --to {report.complete_through}"),

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError, UsageError
 from retention_ops.settings import Settings
+from retention_ops.sources import refunds
 from retention_ops.sources.identity import EMAIL, MAKE_A_KEY, Identity, as_kept, identity_of, refuse_change
 from retention_ops.sources.presets import Exclusion, Preset, get_preset
 from retention_ops.sources.reading import InputFile, Progress, Source, open_files
@@ -54,9 +55,9 @@ class IngestReport:
     """What one ingest did. `rows`, `customers` and the dates describe CURRENT afterwards; `excluded` counts file records.
 
     `removed` are known orders that a file given with --replace says are worth nothing, or suppressions that it lifts by not
-    naming them. `consent_withdrawn` and
-    `consent_granted` are customers whose consent is now no, or yes, and was not before (a new customer's was not known).
-    `ids_hashed` are the different ids of these files that are kept as keyed hashes.
+    naming them. Of preset refunds the four counts of changes count refunds. `consent_withdrawn` and `consent_granted` are customers
+    whose consent is now no, or yes, and was not before (a new customer's was not known).
+    `ids_hashed` are the different ids of these files that are kept as keyed hashes; `refunds` those known of all orders afterwards.
     `complete_through_note` says why the newest orders' date is not taken for complete; `warnings` never hold a value.
     """
 
@@ -81,6 +82,7 @@ class IngestReport:
     consent_withdrawn: int = 0
     consent_granted: int = 0
     ids_hashed: int = 0
+    refunds: int = 0
     complete_through_note: str = ""
     warnings: list[str] = field(default_factory=list)
     ignored_columns: list[str] = field(default_factory=list)
@@ -102,9 +104,9 @@ def ingest(
     clock: Clock = system_clock,
     progress: Progress = lambda text: None,
 ) -> IngestReport:
-    """Add the files' orders (or customers, or suppressions) to the current version.
+    """Add the files' orders (or refunds of known orders, or customers, or suppressions) to the current version.
 
-    Raises InputRefused when any file breaks a rule, or brings a known order with other content and `replace` is not
+    Raises InputRefused when any file breaks a rule, or brings a known order or refund with other content and `replace` is not
     given; nothing is written then. Raises UsageError when the call itself makes no sense. Content that is already there
     changes nothing. Suppressions given with `replace` are the whole list. Two ingests at the same time queue.
     """
@@ -120,6 +122,8 @@ def ingest(
             return _commit_customers(con, staged, settings, clock, progress)
         if chosen.dataset == "suppressions":
             return _commit_suppressions(con, staged, settings, replace, clock, progress)
+        if chosen.dataset == "refunds":
+            return _commit_refunds(con, staged, settings, replace, show_values, clock, progress)
         terms = Terms(replace=replace, complete_through=complete_through)
         return commit_orders(con, staged, settings, terms, limits.today, show_values, clock, progress)
 
@@ -137,11 +141,12 @@ class Scope:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """On what terms new orders meet the known ones; `scope` only for a source's own answer."""
+    """On what terms new orders meet the known ones; `scope`, and `refunds` where it tells them, only for a source's own answer."""
 
     replace: bool = False
     complete_through: date | None = None
     scope: Scope | None = None
+    refunds: refunds.Cumulative | None = None
 
 
 # --- staging: files to one table of checked rows --------------------------------------------------------------------
@@ -149,7 +154,7 @@ class Terms:
 
 @dataclass
 class Staged:
-    """Table `staged` holds one row per order (or customer) of the input: the catalog's columns, source and record."""
+    """Table `staged` holds one row per order (or refund, or customer) of the input: the catalog's columns, source and record."""
 
     preset: Preset
     files: list[InputFile]
@@ -209,6 +214,10 @@ def stage(
         _refuse_no_records(sources)
     staged = Staged(preset, opened, sources, {}, [], identity_of(settings))
     _gather_lines(con, staged, faulty=bool(findings.counts))
+    if preset.dataset == "refunds":  # says no customer
+        findings.raise_if_any(staged.correct)
+        _stage_refunds(con, staged, limits, findings, show_values)
+        return staged
     if not findings.counts:
         _keep_ids(con, staged, settings)
     _find_key_faults(con, staged, findings, show_values)
@@ -417,6 +426,25 @@ def _stage_customers(con: duckdb.DuckDBPyConnection, staged: Staged, findings: F
     findings.raise_if_any(staged.correct)
 
 
+def _stage_refunds(con: duckdb.DuckDBPyConnection, staged: Staged, limits: Bounds, findings: Findings, show_values: bool) -> None:
+    """Table `staged`: a refund per order and date, refund_cents 0 where the file says that nothing was paid back.
+
+    `currency` is null where the file has none: then it is the orders'.
+    """
+    _refuse_currencies(con, "SELECT currency, count(*) FROM lines WHERE currency IS NOT NULL GROUP BY 1 ORDER BY 2 DESC", "refunds")
+    # least() as in _value_orders
+    con.execute(f"""
+        CREATE TABLE parts AS
+        SELECT source, order_id || ' of ' || refund_date AS refund_id, order_id, refund_date,
+               CAST(round(sum(least(refund_amount, {limits.max_amount + 1})), 2) * 100 AS BIGINT) AS refund_cents,
+               max(currency) AS currency, min(record) AS record, count(*) AS records
+        FROM lines GROUP BY ALL""")
+    _drop_repeats(con, staged, ("refund_cents",), "refund_id", findings, show_values)
+    findings.raise_if_any(staged.correct)
+    _count_excluded(staged, staged.preset.zero, con.execute("SELECT coalesce(sum(records), 0) FROM staged WHERE refund_cents = 0")
+                    .fetchone()[0])
+
+
 def _find(
     con: duckdb.DuckDBPyConnection, staged: Staged, findings: Findings, sql: str, column: str, rule: str, show_values: bool
 ) -> None:
@@ -445,12 +473,12 @@ def _warn(con: duckdb.DuckDBPyConnection, staged: Staged) -> None:
         staged.warnings.append(f"{count:,} {look}; use opaque ids, because ids appear in briefs and lists")
 
 
-def _refuse_currencies(con: duckdb.DuckDBPyConnection, sql: str) -> None:
+def _refuse_currencies(con: duckdb.DuckDBPyConnection, sql: str, what: str = "orders") -> None:
     found = con.execute(sql).fetchall()
     if len(found) > 1:
         counted = ", ".join(f"{count:,} in {currency}" for currency, count in found)
         raise InputRefused(
-            f"the orders are in several currencies ({counted}); nothing was written.\n"
+            f"the {what} are in several currencies ({counted}); nothing was written.\n"
             "A shop has one currency: ingest one of them, or convert the amounts first."
         )
 
@@ -485,15 +513,17 @@ def commit_orders(
         counts = _compare_orders(con, staged, terms.replace, show_values)
         if terms.scope is not None:
             counts["removed"] = counts.get("removed", 0) + _find_vanished(con, terms.scope)
-        complete = _complete_through(con, parent, terms.complete_through, today, counts)
-        if parent is not None and complete == parent.complete_through and not _changes(counts):
-            return _orders_report(staged, parent, False, counts, _why_not_complete(parent, complete_through, today))
-        rows = (
+        con.execute(
+            "CREATE VIEW new_orders AS "
             "SELECT order_id, customer_id, order_date, order_cents, currency FROM known ANTI JOIN "
             "(SELECT order_id FROM delta WHERE change IN ('replaced', 'removed')) USING (order_id) UNION ALL "
             "SELECT order_id, customer_id, order_date, order_cents, currency FROM delta WHERE change IN ('added', 'replaced')"
         )
-        with store.writing(con, rows, "customer_id, order_date, order_id", progress) as draft:
+        refunded = _refunds_of_new_orders(con, staged, parent, terms.refunds, show_values)
+        complete = _complete_through(con, parent, terms.complete_through, today, counts)
+        if parent is not None and complete == parent.complete_through and not _changes(counts) and not refunded.any:
+            return _orders_report(staged, parent, False, counts, _why_not_complete(parent, complete_through, today))
+        with store.writing(con, "FROM new_orders", "customer_id, order_date, order_id", progress) as draft:
             facts = con.execute(
                 f"SELECT min(order_date), max(order_date), count(DISTINCT customer_id), min(currency), min(order_cents) > 0 "
                 f"FROM {draft.scan}"
@@ -501,14 +531,87 @@ def commit_orders(
             if not facts[4]:
                 raise RetentionOpsError("the new orders version holds an order worth nothing; nothing was published")
             _refuse_before(complete_through, facts[0])
+            if refunded.left:
+                draft = store.with_refunds(con, draft, refunds.rows(draft.scan))
             version = store.publish(
                 draft, parent, orders=draft.rows, customers=facts[2], first_date=facts[0], last_date=facts[1], currency=facts[3],
-                complete_through=complete, stale_from=_stale_from(con, parent, complete),
+                complete_through=complete, stale_from=_stale_from(con, parent, complete, refunded), refunds=draft.refunds,
                 **_provenance(staged, parent, clock, counts),
             )
         store.prune(settings.orders_keep_versions)
     progress(f"version {version.version} is in force: {version.orders:,} orders of {version.customers:,} customers")
     return _orders_report(staged, version, True, counts, _why_not_complete(version, complete_through, today))
+
+
+def _refunds_of_new_orders(
+    con: duckdb.DuckDBPyConnection, staged: Staged, parent: OrdersVersion | None, source: refunds.Cumulative | None, show_values: bool
+) -> refunds.Changes:
+    """Tables `new_refunds` and `refund_delta` of an ingest of orders. Raises InputRefused where an order is worth less than its refunds."""
+    refunds.know(con, parent)
+    if source:
+        refunds.follow(con, source)
+    else:
+        refunds.keep(con)
+    named = {entry.name: entry.header for entry in staged.preset.fields}
+    findings = Findings()
+    for sql, name, rule in refunds.faults_of_orders(staged.preset.amount_field, "order_date", source):
+        _find(con, staged, findings, sql, named.get(name, name), rule, show_values)
+    findings.raise_if_any(staged.correct)
+    changes = refunds.compare(con)
+    if changes.removed and not source:
+        one = changes.removed == 1
+        staged.warnings.append(f"{changes.removed:,} refund{' went with its order' if one else 's went with their orders'}")
+    return changes
+
+
+def _commit_refunds(
+    con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings, replace: bool, show_values: bool, clock: Clock, progress: Progress
+) -> IngestReport:
+    """Put refunds beside the orders in force, under their lock: another version of the same orders."""
+    store = orders_store(settings)
+    with store.locked(progress):
+        parent = store.current()
+        if parent is None:
+            raise InputRefused("there are no orders yet that could be refunded; nothing was written.\nIngest the orders first.")
+        _know(con, store, parent)
+        con.execute("CREATE VIEW new_orders AS FROM known")
+        refunds.know(con, parent)
+        refunds.take(con)
+        _refuse_currencies(con, f"SELECT * FROM (SELECT {literal(parent.currency)} AS currency, {parent.orders} AS orders UNION ALL "
+                                "SELECT currency, count(*) FROM staged WHERE currency IS NOT NULL GROUP BY 1) "
+                                "QUALIFY count(DISTINCT currency) OVER () > 1")
+        findings = Findings()
+        _find_refunds(con, staged, refunds.faults_of_refunds(), findings, show_values)
+        findings.raise_if_any(f"{CORRECT}\nRefunds of orders that do not count (no customer, another status, erased on request) belong "
+                              "out of the file.")
+        if not replace:
+            _find_refunds(con, staged, refunds.faults_of_changes(), findings, show_values)
+            findings.raise_if_any("If these are corrections, ingest the file again with --replace; --show-values shows the ids.")
+        changes = refunds.compare(con)
+        # refunds that were known and did not come again are not of these files
+        counts = {"added": changes.added, "replaced": changes.replaced, "removed": changes.removed,
+                  "unchanged": con.execute("SELECT count(*) FROM staged SEMI JOIN (FROM refund_delta WHERE change = 'unchanged') "
+                                           "USING (order_id, refund_date)").fetchone()[0]}
+        version = parent
+        if changes.any:
+            with store.writing(con, "FROM new_orders", "customer_id, order_date, order_id", progress) as draft:
+                draft = store.with_refunds(con, draft, refunds.rows(draft.scan))
+                version = store.publish(
+                    draft, parent, orders=draft.rows, customers=parent.customers, first_date=parent.first_date,
+                    last_date=parent.last_date, currency=parent.currency, complete_through=parent.complete_through,
+                    stale_from=changes.stale_from, refunds=draft.refunds,
+                    **{**_provenance(staged, parent, clock, counts), "id_hashing": parent.id_hashing, "id_key": parent.id_key},
+                )
+            store.prune(settings.orders_keep_versions)
+    progress(f"version {version.version} is in force: {version.refunds:,} refunds of its {version.orders:,} orders")
+    return _orders_report(staged, version, changes.any, counts, "")
+
+
+def _find_refunds(
+    con: duckdb.DuckDBPyConnection, staged: Staged, faults: list[refunds.Fault], findings: Findings, show_values: bool
+) -> None:
+    for sql, name, rule in faults:
+        _find(con, staged, findings, sql, staged.preset.field(name).header, rule, show_values)
 
 
 def _refuse_no_orders(con: duckdb.DuckDBPyConnection, staged: Staged) -> None:
@@ -613,7 +716,9 @@ def _why_not_complete(version: OrdersVersion, override: date | None, today: date
             f"if it is, say --complete-through {version.last_date}")
 
 
-def _stale_from(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, complete: date) -> date | None:
+def _stale_from(
+    con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, complete: date, refunded: refunds.Changes
+) -> date | None:
     """The earliest date whose results differ from the parent's."""
     if parent is None:
         return None
@@ -621,7 +726,7 @@ def _stale_from(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None, co
         "SELECT min(if(change = 'removed', known_date, least(order_date, known_date))) FROM delta "
         "WHERE change IN ('added', 'replaced', 'removed')"
     ).fetchone()[0]
-    dates = [first] if first else []
+    dates = [day for day in (first, refunded.stale_from) if day]
     if complete != parent.complete_through:
         dates.append(min(complete, parent.complete_through) + timedelta(days=1))
     return min(dates)
@@ -653,6 +758,7 @@ def _orders_report(staged: Staged, version: OrdersVersion, changed: bool, counts
     return IngestReport(
         rows=version.orders, first_date=version.first_date, last_date=version.last_date, currency=version.currency,
         complete_through=version.complete_through, stale_from=version.stale_from if changed else None, complete_through_note=note,
+        refunds=version.refunds,
         **_report_common(staged, version, changed, counts),
     )
 

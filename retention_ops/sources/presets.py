@@ -61,7 +61,7 @@ class Preset:
 
     name: str
     title: str
-    dataset: Literal["orders", "customers", "suppressions", "closures"]
+    dataset: Literal["orders", "refunds", "customers", "suppressions", "closures"]
     formats: tuple[Format, ...]
     fields: tuple[Field, ...]
     key: str
@@ -168,6 +168,33 @@ PRESETS: dict[str, Preset] = {
             example="orders.csv",
         ),
         Preset(
+            name="refunds",
+            title="what was paid back of known orders, one refund per record",
+            dataset="refunds",
+            formats=("csv", "xlsx", "parquet"),
+            fields=(
+                Field("order_id", "id", "order_id"),
+                Field("refund_date", "date", "refund_date"),
+                Field("refund_amount", "money", "refund_amount"),
+                Field("currency", "currency", "currency", needed=False, filled=False),
+            ),
+            key="order_id",
+            key_field="order_id",
+            repeated="refund already in an earlier file",
+            amount="refund_amount",
+            amount_field="refund_amount",
+            zero="zero amount",
+            several_records=True,
+            notes=(
+                "From its date on an order is worth that much less; it stays a visit, also when all of it was paid back.",
+                "Amounts are above 0, in the currency of the orders. Those of one order and day are added up; all of them together must",
+                "not exceed the order.",
+                "Orders come first: a refund of an order that is not known is refused, and one before the order's date.",
+                "Another amount for a known order and day takes --replace; 0 then takes the refund back.",
+            ),
+            example="refunds.csv",
+        ),
+        Preset(
             name="customers",
             title="one customer per record, with optional attributes",
             dataset="customers",
@@ -231,6 +258,7 @@ def source_preset(completed: Sequence[str]) -> Preset:
             Field("status", "text", "status"),
             Field("is_test", "boolean", "is_test"),
             Field("updated_on", "end_date", "updated_at", needed=False, filled=False),
+            Field("refund_amount", "money", "refund_amount", needed=False, filled=False),
         ),
         key="order_id",
         key_field="order_id",
@@ -239,7 +267,7 @@ def source_preset(completed: Sequence[str]) -> Preset:
         amount_field="order_amount",
         zero="amount below half a cent",
         of_source=True,
-        carried=("updated_on",),
+        carried=("updated_on", "refund_amount"),
         exclusions=(
             Exclusion("test order", "is_test"),
             Exclusion("status", f"lower(status) NOT IN ({counted})", by="lower(status)"),

@@ -31,7 +31,7 @@ def test_every_preset_describes_its_columns(name):
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(UsageError, match="uci-online-retail, cdnow, orders, customers"):
+    with pytest.raises(UsageError, match="uci-online-retail, cdnow, orders, refunds, customers"):
         get_preset("shopify")
 
 
