@@ -20,6 +20,7 @@ ShowValues = Annotated[bool, typer.Option("--show-values", help="Show the offend
 CORRECTIONS = {
     "late": "came after their date was complete", "amount_changed": "have another amount", "date_changed": "have another date",
     "re_owned": "belong to another customer", "withdrawn": "count no more (status, test or amount)", "vanished": "are gone from the source",
+    "refunded_late": "were refunded on dates that were complete", "refund_lowered": "are refunded by less than was known",
 }
 MOST_SHOWN = 40
 
@@ -66,6 +67,8 @@ def _show_pull(report: Any, stale: list[date], settings: Settings, lake: Any) ->
         table.add_row(f"  left out: {escape(reason)}", f"{number:,}")
     table.add_row("orders in the lake", f"{report.orders:,} of {count(report.customers, 'customer')} ({report.currency})")
     table.add_row("  new / known", f"{report.new:,} / {report.unchanged:,}")
+    if report.refunded:
+        table.add_row("  refunded, or refunded by more", f"{report.refunded:,}")
     for kind, number in report.corrections.items():
         table.add_row(f"  corrections: {CORRECTIONS[kind]}", f"[yellow]{number:,}[/yellow]")
     if report.kept_before:

@@ -50,7 +50,8 @@ def _told(report: PullReport | None) -> dict[str, object]:
     if report is None:
         return {}
     return {
-        "source": report.kind, "rows_read": report.rows_read, "new_orders": report.new, "complete_note": report.complete_note,
+        "source": report.kind, "rows_read": report.rows_read, "new_orders": report.new, "refunded_orders": report.refunded,
+        "complete_note": report.complete_note,
         "corrections": dg.MetadataValue.json(report.corrections), "stale_from": str(report.stale_from or "nothing"),
     }
 

@@ -10,6 +10,7 @@ from retention_ops.errors import InputRefused
 from retention_ops.sources.pull import Desk, desk
 from retention_ops.sources.reader import dialect_of, open_reader
 from retention_ops.sources.reading import Progress
+from retention_ops.sources.refunds import IN_CENTS
 from retention_ops.sources.select import read_select
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.dialect import no_rows, parquet_scan
@@ -70,7 +71,7 @@ def check_source(
         staged = at.staged(file)
         if not staged.records and version is None:
             raise InputRefused(f"{select.path} gives no row since {since}; is it the right database, and the right table?")
-        days = _compared(at, version)
+        days = _compared(at, version, refunds="refund_amount" in plan.columns)
         if everything:
             since = min((item.day for item in days if item.source_orders), default=since)
         week = week or min(through, at.life() or through) - WEEK
@@ -84,12 +85,16 @@ def check_source(
         )
 
 
-def _compared(at: Desk, version: OrdersVersion | None) -> list[Day]:
-    """Every date on either side, oldest first."""
+def _compared(at: Desk, version: OrdersVersion | None, *, refunds: bool) -> list[Day]:
+    """Every date on either side, oldest first; an order with other `refunds` than the source says differs, its value is as ordered."""
     ours = f"SELECT * FROM {parquet_scan(version.path)}" if version else no_rows(TABLES["orders"])
+    refunded = parquet_scan(version.refunds_path) if refunds and version and version.refunds else f"({no_rows(TABLES['refunds'])})"
     rows = at.con.execute(f"""
-        WITH theirs AS (SELECT order_id, customer_id, order_date, order_cents FROM staged WHERE order_cents > 0),
-             ours AS (SELECT order_id, customer_id, order_date, order_cents FROM ({ours})),
+        WITH theirs AS (SELECT order_id, customer_id, order_date, order_cents, {IN_CENTS if refunds else 0} AS refunded
+                        FROM staged WHERE order_cents > 0),
+             ours AS (SELECT order_id, o.customer_id, o.order_date, order_cents, coalesce(refunded, 0) AS refunded FROM ({ours}) o
+                      LEFT JOIN (SELECT order_id, CAST(sum(refund_cents) AS BIGINT) AS refunded FROM {refunded} GROUP BY 1)
+                           USING (order_id)),
              either AS ((FROM theirs EXCEPT FROM ours) UNION ALL (FROM ours EXCEPT FROM theirs)),
              differing AS (SELECT order_date, count(DISTINCT order_id) AS orders FROM either GROUP BY 1),
              sums AS (SELECT order_date, count(*) FILTER (side = 's') AS s, coalesce(sum(order_cents) FILTER (side = 's'), 0) AS sc,

@@ -2,8 +2,9 @@
 
 The first pull takes everything. A later one takes the orders of the last `lookback_days` and, where the SELECT has updated_at,
 whatever changed since the last pull; it looks for the known orders of these days that did not come, by their ids, before it
-calls them vanished. Everything it asks is asked inside one reader; nothing is kept before everything was read and found right,
-so a kill at any moment leaves the orders as they were, and the next pull does the same again.
+calls them vanished. Where the SELECT has refund_amount, what was refunded of an order so far, an increase becomes a refund of the
+day it is first seen (refunds.py says which). Everything it asks is asked inside one reader; nothing is kept before everything was
+read and found right, so a kill at any moment leaves the orders as they were, and the next pull does the same again.
 
     lake/.source.json    what the last pull took and how far it saw; without it the next pull takes everything
     lake/.source.lock    held by a pull; others wait for it
@@ -30,6 +31,7 @@ from retention_ops.sources.ingest import Scope, Staged, Terms, commit_orders, st
 from retention_ops.sources.presets import source_preset
 from retention_ops.sources.reader import Reader, dialect_of, open_reader
 from retention_ops.sources.reading import Progress
+from retention_ops.sources.refunds import Cumulative
 from retention_ops.sources.select import Select, check_columns, newer_than, read_select, statement, with_ids
 from retention_ops.sources.validation import Bounds, bounds
 from retention_ops.warehouse.connection import connect_in_memory
@@ -59,7 +61,9 @@ class PullReport:
     `new` orders are later than what was complete before, `late` ones are not. `amount_changed`, `date_changed` and `re_owned` may
     be the same orders. `withdrawn` ones are still in the source but count no more (status, test flag, amount); `vanished` ones are
     gone. `excluded` are rows read that are no orders, by reason. `kept_before` are known orders from before the source's own
-    first date, of which it says nothing. Every stored partition from `stale_from` on says what is no longer so.
+    first date, of which it says nothing. Of `refunded` orders more was paid back than was known, on dates later than what was
+    complete before, of `refunded_late` ones not later, and of `refund_lowered` ones less than was known. Every stored partition from
+    `stale_from` on says what is no longer so.
     """
 
     kind: str
@@ -83,6 +87,9 @@ class PullReport:
     re_owned: int
     withdrawn: int
     vanished: int
+    refunded: int
+    refunded_late: int
+    refund_lowered: int
     unchanged: int
     kept_before: int
     stale_from: date | None
@@ -101,8 +108,8 @@ class PullReport:
 
     @property
     def corrections(self) -> dict[str, int]:
-        """Known orders that changed, and orders that came after their date was complete; what is 0 is left out."""
-        kinds = ("late", "amount_changed", "date_changed", "re_owned", "withdrawn", "vanished")
+        """Known orders that changed, and orders and refunds that came after their date was complete; what is 0 is left out."""
+        kinds = ("late", "amount_changed", "date_changed", "re_owned", "withdrawn", "vanished", "refunded_late", "refund_lowered")
         return {kind: getattr(self, kind) for kind in kinds if getattr(self, kind)}
 
 
@@ -129,18 +136,20 @@ def pull(
         staged = at.staged(file)
         complete, because, note = _complete_through(at, parent)
         limit = None if accept_vanished else settings.source_max_vanished_pct
-        terms = Terms(replace=True, complete_through=complete, scope=Scope(since=plan.since, max_vanished_pct=limit))
+        terms = Terms(replace=True, complete_through=complete, scope=Scope(since=plan.since, max_vanished_pct=limit),
+                      refunds=_refunds_of(at, plan, parent))
         taken = commit_orders(at.con, staged, settings, terms, at.limits.today, show_values, clock, progress)
         report = PullReport(
             kind=settings.source, full=plan.since is None, since=plan.since, changed_since=plan.changed, pulled_at=clock(),
             version=taken.version, changed=taken.changed, rows_read=taken.records_read, excluded=taken.excluded, orders=taken.rows,
             customers=taken.customers, first_date=taken.first_date, last_date=taken.last_date, currency=taken.currency,
-            unchanged=taken.unchanged, **_corrections(at.con, parent), kept_before=_kept_before(at.con, plan, parent),
+            unchanged=taken.unchanged, **_corrections(at.con, parent), **_refunded(at.con, parent),
+            kept_before=_kept_before(at.con, plan, parent),
             stale_from=taken.stale_from, complete_through=taken.complete_through,
             expected_through=at.limits.today - timedelta(days=1), complete_because=because, complete_note=note,
             unused_columns=plan.unused, warnings=taken.warnings,
         )
-        _remember(settings, select, report, at.limits.today, _watermark(at, plan, last))
+        _remember(settings, select, report, at.limits.today, _watermark(at, plan, last), refunds="refund_amount" in plan.columns)
     return report
 
 
@@ -269,6 +278,26 @@ def _corrections(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None) -
     return dict(zip(kinds, counts, strict=True))
 
 
+def _refunds_of(at: Desk, plan: Plan, parent: OrdersVersion | None) -> Cumulative | None:
+    """How refund_amount is to be read; None where the SELECT does not have it."""
+    if "refund_amount" not in plan.columns:
+        return None
+    told = last_pull(at.settings) or {}
+    return Cumulative(at.limits.today, first=not (told.get("refunds") or (parent and parent.refunds)))
+
+
+def _refunded(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None) -> dict[str, int]:
+    """Orders of each kind of change of their refunds, out of table `refund_delta`; those that are gone took theirs with them."""
+    complete = f"DATE '{parent.complete_through}'" if parent else "DATE '1970-01-01'"
+    found = con.execute(f"""
+        SELECT count(*) FILTER (more > 0 AND first > {complete}), count(*) FILTER (more > 0 AND first <= {complete}),
+               count(*) FILTER (more < 0)
+        FROM (SELECT sum(refund_cents - known_cents) AS more, min(refund_date) FILTER (refund_cents > known_cents) AS first
+              FROM refund_delta WHERE order_id NOT IN (SELECT order_id FROM delta WHERE change = 'removed') GROUP BY order_id)
+    """).fetchone()
+    return dict(zip(("refunded", "refunded_late", "refund_lowered"), found, strict=True))
+
+
 def _kept_before(con: duckdb.DuckDBPyConnection, plan: Plan, parent: OrdersVersion | None) -> int:
     if parent is None or plan.since is not None:
         return 0
@@ -376,12 +405,14 @@ def _watermark(at: Desk, plan: Plan, last: Mapping[str, Any] | None) -> str | No
     return max(seen, default=None)
 
 
-def _remember(settings: Settings, select: Select, report: PullReport, today: date, watermark: str | None) -> None:
+def _remember(
+    settings: Settings, select: Select, report: PullReport, today: date, watermark: str | None, *, refunds: bool
+) -> None:
     """Written last: a kill before it makes the next pull read more than it must, and nothing else."""
     write_atomic(_marker(settings), json.dumps({
         "kind": report.kind, "definition": _definition(settings, select), "version": report.version, "watermark": watermark,
         "pulled_at": report.pulled_at.isoformat(), "pulled_on": today.isoformat(), "full": report.full, "rows_read": report.rows_read,
         "changed": report.changed, "complete_through": report.complete_through.isoformat(),
         "complete_because": report.complete_because, "complete_note": report.complete_note, "corrections": report.corrections,
-        "new": report.new, "excluded": report.excluded,
+        "new": report.new, "excluded": report.excluded, "refunds": refunds,
     }, indent=2) + "\n")

@@ -22,10 +22,9 @@ from retention_ops.errors import InputRefused, SourceError
 Dialect = Literal["postgres", "duckdb", "bigquery"]
 
 NEEDED = ("order_id", "customer_id", "ordered_at", "order_amount", "currency", "status", "is_test")
-OPTIONAL = ("updated_at",)
+OPTIONAL = ("updated_at", "refund_amount")
 UNUSED = ("country", "brand")
 """may be there; no rule uses them yet, so they are not read"""
-NOT_YET = ("refund_amount",)
 TEXT_TYPE = {"postgres": "TEXT", "duckdb": "VARCHAR", "bigquery": "STRING"}
 
 
@@ -89,11 +88,8 @@ def check_columns(select: Select, found: Sequence[str]) -> dict[str, str]:
             near = difflib.get_close_matches(name, [other.lower() for other in unknown], n=1, cutoff=0.6)
             wrong.append(f"  {name} is missing" + (f" (nearest present: {near[0]!r})" if near else ""))
     for name in unknown:
-        if name.lower() in NOT_YET:
-            wrong.append(f"  {name} is not read yet: leave it out")
-        else:
-            near = difflib.get_close_matches(name.lower(), [*NEEDED, *OPTIONAL, *UNUSED], n=1, cutoff=0.6)
-            wrong.append(f"  {name[:60]!r} is not known" + (f" (did you mean {near[0]}?)" if near else ""))
+        near = difflib.get_close_matches(name.lower(), [*NEEDED, *OPTIONAL, *UNUSED], n=1, cutoff=0.6)
+        wrong.append(f"  {name[:60]!r} is not known" + (f" (did you mean {near[0]}?)" if near else ""))
     if wrong:
         raise InputRefused("\n".join([
             f"{select.path} does not give the columns of an order; nothing was written.", *wrong,

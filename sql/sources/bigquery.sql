@@ -11,6 +11,7 @@ SELECT
   o.status,                      -- which of them count is RETENTION_OPS_COMPLETED_STATUSES
   o.is_test,                     -- FALSE where you have none; orders of your own staff belong here too
   o.updated_at                   -- optional: with it, changes to orders older than lookback_days are seen as well
+  -- optional: , o.refunded AS refund_amount    what was paid back of the order so far, of an order_amount as it was ordered
 FROM `my-project.sales.orders` AS o
 WHERE o.customer_id IS NOT NULL  -- guests without any id cannot be recognised when they come back
 -- B2B: AND o.channel <> 'wholesale'
