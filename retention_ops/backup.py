@@ -4,7 +4,7 @@ One tar file, readable by its owner only, whole or absent:
 
     manifest.json                       what is in it: sha256, bytes and, of tables, rows
     ops/<table>.jsonl                   the ops database as of one moment, whichever database it is
-    lake/orders/version=…/…             the version in force, and what the older ones were (their rows are not needed)
+    lake/orders/version=…/…             the version in force with its refunds, and what the older ones were (their rows are not needed)
     lake/alert_logic/day=…/…            the alert rows as they were seen
     settings.json                       without secrets
 
@@ -43,7 +43,7 @@ from retention_ops.warehouse.files import fsync_file, fsync_folder, replacing, s
 from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.schema import FILE as LAKE_FILE
 from retention_ops.warehouse.schema import LAKE_SCHEMA, lake_schema
-from retention_ops.warehouse.versions import Store, customers_store, orders_store, suppressions_store
+from retention_ops.warehouse.versions import OrdersVersion, Store, customers_store, orders_store, suppressions_store
 
 FORMAT = 1
 MANIFEST, SETTINGS_FILE = "manifest.json", "settings.json"
@@ -201,7 +201,8 @@ def _files_of(store: Store) -> tuple[str, list[Path]]:
     if current is None:
         return "", []
     folders = sorted(path for path in store.folder.glob("version=*/version.json") if path.parent.name <= f"version={current.version}")
-    return json.dumps({"version": current.version}) + "\n", [*folders, current.path]
+    refunds = [current.refunds_path] if isinstance(current, OrdersVersion) and current.refunds else []
+    return json.dumps({"version": current.version}) + "\n", [*folders, current.path, *refunds]
 
 
 def _pinned(root: Path, scratch: Path, look: Callable[[], tuple[str, list[Path]]], pointer: Path | None) -> dict[str, Path]:

@@ -143,6 +143,7 @@ def export(lake: Warehouse, engine: Engine | None, customer_id: str, now: dateti
         "customer_id": customer_id,
         "exported_at": now,
         "orders": orders,
+        "refunds": _refunds(lake, customer_id),
         "attributes": next(iter(_rows(lake, customers_store(settings).current(), customer_id, "customer_id")), None),
         "suppression": next(iter(_rows(lake, suppressions_store(settings).current(), customer_id, "customer_id")), None),
         "facts": newest["base_customers"],
@@ -186,6 +187,17 @@ def _rows(lake: Warehouse, version: Version | None, customer_id: str, order: str
     return records(frame)
 
 
+def _refunds(lake: Warehouse, customer_id: str) -> list[dict[str, Any]]:
+    version = orders_store(lake.settings).current()
+    if version is None or not version.refunds:
+        return []
+    with lake.connection() as connection:
+        return records(connection.execute(
+            "SELECT order_id, refund_date, refund_cents, currency "
+            f"FROM {parquet_scan(version.refunds_path)} JOIN {parquet_scan(version.path)} AS orders USING (order_id) "
+            "WHERE orders.customer_id = ? ORDER BY refund_date, order_id", [customer_id]).df())
+
+
 def _spans(rows: Iterable[dict[str, Any]], date_column: str, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of one customer as stretches over which nothing changed: first and last stored day, and how many."""
     spans = []
@@ -200,6 +212,9 @@ def as_markdown(found: dict[str, Any], currency: str) -> str:
     lines = [f"# What is held about customer {found['customer_id']}", "", f"As of {found['exported_at']:%Y-%m-%d %H:%M} UTC.", ""]
     lines += _section("Orders", [f"{row['order_date']}: {row['order_cents'] / 100:,.2f} {row['currency']} (order {row['order_id']})"
                                  for row in found["orders"]])
+    if found["refunds"]:
+        lines += _section("Refunds", [f"{row['refund_date']}: {row['refund_cents'] / 100:,.2f} {row['currency']} (of order "
+                                      f"{row['order_id']})" for row in found["refunds"]])
     for title, name in (
         ("Attributes", "attributes"), ("Do not contact", "suppression"), ("Facts, newest stored day", "facts"),
         ("Risk, newest stored day", "risk"), ("Priority, newest stored day", "priority"), ("On the current list", "current_list"),

@@ -52,10 +52,15 @@ class BigQueryWorkspace(Workspace):
         return {"bytes_billed": jobs.bytes_billed - billed, **replaced}
 
     def attach(self) -> None:
-        """Makes orders, customer_days and customers readable; loads and derives them once per version."""
+        """Makes orders, refunds, customer_days and customers readable; loads and derives them once per version."""
         self.lake.make_ready()
         self.lake.take_over("orders", self.orders)
         self._show("orders", self.orders.version)
+        if self.orders.refunds:
+            self.lake.take_over("refunds", self.orders, self.orders.refunds_path)
+            self._show("refunds", self.orders.version)
+        else:
+            self.connection.show_nothing("refunds")
         if not self.lake.exists("customer_days", self.orders.version):
             self.lake.derive("customer_days", self.orders.version, self.connection.statement(query("customer_days").google_sql))
         self._show("customer_days", self.orders.version)

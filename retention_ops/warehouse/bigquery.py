@@ -1,8 +1,8 @@
 """The production warehouse: one BigQuery dataset, written by no job that could leave half a partition.
 
     base_customers, retention_snapshot, ... alert_logic     partitioned by reference date, clustered by their key
-    orders__<version>, customers__<version>                 ingested versions, loaded once, never changed
-    customer_days__<version>                                derived from them once; orders, customers, customer_days are views
+    orders__<version>, refunds__<version>, customers__<version>   ingested versions, loaded once, never changed
+    customer_days__<version>                                derived from them once; orders, refunds, customers, customer_days are views
     cohort_retention_evolution, audience_current, ops_runs_log   replaced whole
     partition_log                                           what each partition was made from; only ever appended to
     staging_<table>_<token>                                 rows under check, those of customers partitioned like their table;
@@ -45,7 +45,7 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "STRING": pa.string(), "DATE": pa.date32(), "INT64": pa.int64(), "FLOAT64": pa.float64(), "BOOL": pa.bool_(),
     "TIMESTAMP": pa.timestamp("us", tz="UTC"),
 }
-VIEWS = ("orders", "customers", "customer_days")
+VIEWS = ("orders", "refunds", "customers", "customer_days")
 """tables kept per version; suppressions never leave this machine, as no rule reads them"""
 STAGING_HOURS = 24
 MOST_PARTITIONS = 4_000
@@ -350,13 +350,14 @@ class BigQuery(Warehouse):
 
     # -- versions --------------------------------------------------------------------------------------------------
 
-    def take_over(self, table: str, version: Version) -> None:
-        """Loads an ingested version where it is not there yet. A load makes its table whole or not at all."""
+    def take_over(self, table: str, version: Version, file: Path | None = None) -> None:
+        """Loads an ingested version (its `file`, where it has several) where it is not there yet. A load makes its table whole or not at
+        all."""
         if self.exists(table, version.version):
             return
         self.make_ready()
         self.jobs.load(
-            version.path, self.reference(table, version.version), load_config(TABLES[table]),
+            file or version.path, self.reference(table, version.version), load_config(TABLES[table]),
             name=_job_name("load", table, version.version))
 
     def derive(self, table: str, version: str, select: str) -> None:
@@ -377,6 +378,9 @@ class BigQuery(Warehouse):
         for name, version in self._in_force().items():
             if version and _physical(name, version.version) in there:
                 self._point(name, version.version)
+            elif version and name == "refunds" and name in there:  # those of an older version are taken back
+                self.jobs.call("dropping view refunds", lambda **how: self.jobs.client.delete_table(
+                    self.reference("refunds"), not_found_ok=True, **how))
         for name in VIEWS:
             versions = sorted(table for table in there if table.startswith(f"{name}__"))
             for old in versions[:-self.settings.orders_keep_versions]:
@@ -385,7 +389,7 @@ class BigQuery(Warehouse):
 
     def _in_force(self) -> dict[str, Version | None]:
         orders = self.orders()
-        return {"orders": orders, "customer_days": orders, "customers": self.customers()}
+        return {"orders": orders, "refunds": orders, "customer_days": orders, "customers": self.customers()}
 
     def _point(self, name: str, version: str) -> None:
         declared = TABLES[name]
