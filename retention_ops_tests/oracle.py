@@ -2,8 +2,8 @@
 
 It is written from the contract, one customer at a time, in integers, Fractions and Decimals. It shares nothing with
 sql/ or the fast paths but the catalog's column names, so that an error has to be made twice to stay hidden. Orders are a
-DataFrame of order_id, customer_id, order_date (date), order_cents, currency. Every frame returned has dtype object: dates
-are date, money is exact cents / 100, null is None.
+DataFrame of order_id, customer_id, order_date (date), order_cents, currency and, where money was paid back, `refunds`: of each
+order a list of (refund_date, cents). Every frame returned has dtype object: dates are date, money is exact cents / 100, null is None.
 
 `differences` compares such a frame with what the SQL side returned, column by column and bit by bit.
 """
@@ -38,7 +38,7 @@ DETAILS = 11
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one customer as of D; money in cents."""
+    """What is known of one customer as of D; money in cents, less what was refunded by then."""
 
     customer_id: str
     first: date
@@ -66,15 +66,22 @@ def half_up(value: Fraction) -> int:
 
 def facts_as_of(orders: pd.DataFrame, d: date) -> list[Facts]:
     """Facts of every customer with an order by D, by customer_id."""
-    raw = zip(orders["customer_id"], orders["order_date"], orders["order_id"], orders["order_cents"], strict=True)
+    worth = [int(cents) - sum(back for day, back in refunds if day <= d)
+             for cents, refunds in zip(orders["order_cents"], refunds_of(orders), strict=True)]
+    raw = zip(orders["customer_id"], orders["order_date"], orders["order_id"], worth, strict=True)
     known = sorted(row for row in raw if row[1] <= d)
     return [_facts(customer, list(rows)) for customer, rows in groupby(known, key=lambda row: row[0])]
+
+
+def refunds_of(orders: pd.DataFrame) -> Sequence[Sequence[tuple[date, int]]]:
+    """(refund_date, cents) of each order."""
+    return list(orders["refunds"]) if "refunds" in orders else [()] * len(orders)
 
 
 def _facts(customer_id: str, rows: Sequence[tuple[str, date, str, int]]) -> Facts:
     """`rows` is sorted by order_date, then order_id: the last one is the latest order."""
     days = [day for _, day, _, _ in rows]
-    cents = [int(amount) for _, _, _, amount in rows]
+    cents = [amount for _, _, _, amount in rows]
     return Facts(customer_id, days[0], days[-1], len(rows), len(set(days)), sum(cents), cents[-1])
 
 

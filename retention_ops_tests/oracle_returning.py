@@ -15,7 +15,7 @@ from math import sqrt
 import pandas as pd
 
 from retention_ops.settings import Settings
-from retention_ops_tests.oracle import _frame, columns_of, dates, half_up
+from retention_ops_tests.oracle import _frame, columns_of, dates, half_up, refunds_of
 
 GAPS = (10, 20, 35, 60, 100)
 RECENCIES = (1, 4, 8, 15, 22, 31, 46, 61, 91, 121, 181, 271)
@@ -34,8 +34,11 @@ class Returning:
         for customer, day in sorted(set(zip(orders["customer_id"], orders["order_date"], strict=True))):
             self.visits.setdefault(customer, []).append(day)
         self.amounts: dict[str, list[tuple[date, int]]] = {}
-        for customer, day, cents in zip(orders["customer_id"], orders["order_date"], orders["order_cents"], strict=True):
+        self.refunds: dict[str, list[tuple[date, int]]] = {}
+        for customer, day, cents, refunds in zip(
+                orders["customer_id"], orders["order_date"], orders["order_cents"], refunds_of(orders), strict=True):
             self.amounts.setdefault(customer, []).append((day, int(cents)))
+            self.refunds.setdefault(customer, []).extend(refunds)
         self.first = min(orders["order_date"], default=None)
         self.counts = cache(self.counts)
         self.came = cache(self.came)
@@ -220,9 +223,10 @@ class Returning:
         if len(known) > 1:
             usual = Fraction((known[-1] - known[0]).days, len(known) - 1)
         cents = [amount for day, amount in self.amounts[customer] if day <= last]
-        average = sum(cents) / len(cents)
+        net = sum(cents) - sum(back for day, back in self.refunds[customer] if day <= last)
+        average = net / len(cents)
         return (customer, chance, returned, 0 in rhythms, known[-1], silence, None if usual is None else float(usual), len(cents),
-                half_up(Fraction(sum(cents), len(cents))) / 100, not returned and usual is not None and silence > usual,
+                half_up(Fraction(net, len(cents))) / 100, not returned and usual is not None and silence > usual,
                 nearest(chance / 1000000000 * average) / 100)
 
     def shortfall_slices(self, due: pd.DataFrame, d: date, customers: pd.DataFrame | None = None) -> pd.DataFrame:

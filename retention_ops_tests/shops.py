@@ -1,12 +1,12 @@
 """Tiny shops for tests: order frames small enough to reason about, and a way to load one into a lake of its own.
 
-An order frame has order_id, customer_id, order_date (date), order_cents, currency. The demo's big synthetic shop is
-another thing and lives in retention_ops/sources.
+An order frame has order_id, customer_id, order_date (date), order_cents, currency and, from `with_refunds`, refunds. The demo's
+big synthetic shop is another thing and lives in retention_ops/sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -33,12 +33,41 @@ def orders_frame(rows: Iterable[Sequence[Any]], currency: str = "EUR") -> pd.Dat
                         columns=COLUMNS, dtype=object)
 
 
+def with_refunds(orders: pd.DataFrame, refunds: Mapping[str, Sequence[tuple[date, int]]]) -> pd.DataFrame:
+    """The orders with column `refunds`: (refund_date, cents) by order_id."""
+    return orders.assign(refunds=[list(refunds.get(order, ())) for order in orders["order_id"]])
+
+
+def refunded_shop(orders: pd.DataFrame, d: date, seed: int) -> pd.DataFrame:
+    """The orders with refunds on most of them, as of D worth what they were without.
+
+    A refund by D is of what was added to its order, so whoever stood on a line on D still does. Others come after D: some the day
+    after, some of all that is left.
+    """
+    random = Random(seed)
+    cents, refunds = [], {}
+    for order, day, amount in zip(orders["order_id"], orders["order_date"], orders["order_cents"], strict=True):
+        found = {}
+        if day <= d and random.random() < 0.6:
+            for _ in range(random.choice([1, 1, 2])):
+                back = min(d, day + timedelta(random.choice([0, 0, 1, 5, 40, 200])))
+                found[back] = found.get(back, 0) + random.choice([1, amount, 3 * amount, random.randint(1, 9000)])
+        cents.append(amount + sum(found.values()))
+        if random.random() < 0.3:
+            back = max(day, d) + timedelta(random.choice([1, 1, 2, 9, 30]))
+            found[back] = random.choice([amount, max(1, amount // 2), 1])
+        refunds[order] = sorted(found.items())
+    return with_refunds(orders.assign(order_cents=pd.Series(cents, dtype=object)), refunds)
+
+
 def lake_with(orders: pd.DataFrame, home: Path, complete_through: date | None = None, *,
               customers: pd.DataFrame | None = None, **settings_overrides: Any) -> Lake:
     """A lake in `home` that holds `orders`, loaded through the front door; its settings are `lake.settings`."""
     settings = Settings(_env_file=None, home=home, **settings_overrides)
     home.mkdir(parents=True, exist_ok=True)
     ingest([_orders_csv(orders, home / "orders.csv")], "orders", settings, complete_through=complete_through)
+    if "refunds" in orders and any(orders["refunds"]):
+        ingest([_refunds_csv(orders, home / "refunds.csv")], "refunds", settings)
     if customers is not None:
         path = home / "customers.csv"
         customers.to_csv(path, index=False)
@@ -50,6 +79,13 @@ def _orders_csv(orders: pd.DataFrame, path: Path) -> Path:
     """Writes `orders` as a shop would export them: amounts in currency units with two places."""
     amounts = [f"{cents // 100}.{cents % 100:02d}" for cents in orders["order_cents"]]
     orders[["order_id", "customer_id", "order_date"]].assign(order_amount=amounts).to_csv(path, index=False)
+    return path
+
+
+def _refunds_csv(orders: pd.DataFrame, path: Path) -> Path:
+    lines = [f"{order},{day},{cents // 100}.{cents % 100:02d}" for order, refunds in zip(orders["order_id"], orders["refunds"], strict=True)
+             for day, cents in refunds]
+    path.write_text("\n".join(["order_id,refund_date,refund_amount", *lines]) + "\n")
     return path
 
 

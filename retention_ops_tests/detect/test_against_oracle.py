@@ -20,7 +20,15 @@ from retention_ops.settings import Settings
 from retention_ops.sources.ingest import ingest
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests import oracle
-from retention_ops_tests.shops import lake_with, orders_frame, shop_with_at_risk_counts, small_shop, uci_orders
+from retention_ops_tests.shops import (
+    lake_with,
+    orders_frame,
+    refunded_shop,
+    shop_with_at_risk_counts,
+    small_shop,
+    uci_orders,
+    with_refunds,
+)
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PER_DAY = {
@@ -270,6 +278,35 @@ def test_customers_on_every_line(tmp_path_factory: pytest.TempPathFactory, peopl
     for rules in (RULES[turn], RULES[turn - 3], RULES[turn - 6]):
         other = Lake(Settings(_env_file=None, home=lake.settings.home, **rules))
         assert differences_on(other, orders, d, ["churn_detection", "retention_daily", "customer_priority"]) == [], rules
+
+
+@settings(max_examples=3, **PATIENT)
+@given(people=st.lists(CUSTOMER, min_size=25, max_size=40), d=AS_OF, seed=st.integers(0, 10_000), turn=st.integers(0, 8))
+def test_customers_whom_refunds_put_on_every_line(tmp_path_factory: pytest.TempPathFactory, people: list[Visits], d: date, seed: int,
+                                                  turn: int):
+    """On D each is worth what the shop without refunds has; the day after, and the day before, refunds move them."""
+    orders = refunded_shop(shop_of(people, d, seed), d, seed)
+    lake = lake_with(orders, tmp_path_factory.mktemp("refunds"), **RULES[turn])
+    for day in (d, d + timedelta(1), d - timedelta(1)):
+        assert differences_on(lake, orders, day, ["base_customers", "churn_detection", "customer_priority"]) == []
+
+
+@pytest.mark.parametrize("ago", [0, 40])
+def test_a_refunded_order_stays_a_visit_of_its_day(tmp_path: Path, ago: int):
+    """168,472 ordered and 3 left of it: not the shop's fourth customer any more, but one who came."""
+    d = date(2024, 6, 30)
+    plain = orders_frame([("rich", d - timedelta(60), 16_846_900, "r1"), ("rich", d - timedelta(40), 300, "r2"), ("other", d, 5_000, "o1")])
+    refunded = with_refunds(plain, {"r1": [(d - timedelta(ago), 16_846_900)]})
+    lake = lake_with(refunded, tmp_path / "refunded")
+    without = lake_with(plain, tmp_path / "plain")
+    assert differences_on(lake, refunded, d) == []
+    facts, before = (table_for(home, "base_customers", d).set_index("customer_id").loc["rich"] for home in (lake, without))
+    assert (facts["total_revenue"], before["total_revenue"]) == (3.0, 168_472.0)
+    same = ["first_order_date", "last_order_date", "total_orders", "order_days"]
+    assert facts[same].tolist() == before[same].tolist()
+    for table in ("retention_daily", "cohort_retention_evolution"):
+        pd.testing.assert_frame_equal(table_for(lake, table, d), table_for(without, table, d))
+    pd.testing.assert_frame_equal(alert_history(lake, d, d), alert_history(without, d, d))
 
 
 @settings(max_examples=12, **PATIENT)

@@ -22,7 +22,7 @@ from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query, stacked
 from retention_ops_tests.detect.test_against_oracle import AS_OF, CUSTOMER, PATIENT, REAL_DATA, RULES, Visits, every_date, shop_of
 from retention_ops_tests.oracle import columns_of, dates
-from retention_ops_tests.shops import lake_with, small_shop, write_big_shop
+from retention_ops_tests.shops import lake_with, refunded_shop, small_shop, write_big_shop
 
 READABLE_QUEUE = stacked(*(query(table) for table in ("base_customers", "retention_snapshot", "churn_detection", "customer_priority")))
 RANGES = ("retention_daily", "alert_logic", "customer_priority")
@@ -103,6 +103,8 @@ def test_ranges_around_customers_on_every_line(tmp_path_factory: pytest.TempPath
 def _ranges_around_lines(tmp_path_factory: pytest.TempPathFactory, people: list[Visits], d: date, seed: int, turn: int, behind: int,
                          length: int):
     orders = shop_of(people, d, seed)
+    if turn % 2:
+        orders = refunded_shop(orders, d, seed)
     home = lake_with(orders, tmp_path_factory.mktemp("lines")).settings.home
     start = d - timedelta(behind)
     for rules in ({}, NO_MEDIAN[turn], NO_MEDIAN[turn - 4]):
@@ -112,6 +114,16 @@ def _ranges_around_lines(tmp_path_factory: pytest.TempPathFactory, people: list[
                 assert differing_rows(space, days)[0] == SAME, rules
                 for table in RANGES:
                     space.connection.execute(f"DROP TABLE fast_{table}; DROP TABLE readable_{table}")
+
+
+@pytest.mark.parametrize("rules", [{}, pytest.param({"membership": "at_stake"}, marks=pytest.mark.slow),
+                                   *(pytest.param(NO_MEDIAN[place], marks=pytest.mark.slow) for place in (0, 4))], ids=str)
+def test_every_date_of_a_shop_with_refunds(tmp_path: Path, rules: dict):
+    """In the middle of a silence, on the day of an order, before it, of the latest order and of others, in full and in parts."""
+    orders = refunded_shop(small_shop(), date(2024, 3, 1), 1)
+    assert sum(map(len, orders["refunds"])) > 300
+    with workspace(lake_with(orders, tmp_path, min_sample=40, **rules)) as space:
+        assert differing_rows(space, every_date(orders))[0] == SAME
 
 
 @pytest.mark.parametrize("table", RANGES)

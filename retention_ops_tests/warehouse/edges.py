@@ -24,7 +24,7 @@ from retention_ops.warehouse.lake import Lake
 from retention_ops.warehouse.render import Query, fast_query, query
 from retention_ops_tests import oracle
 from retention_ops_tests.oracle_returns import Returns
-from retention_ops_tests.shops import lake_with, orders_frame, seasonal_shop, shop_with_at_risk_counts
+from retention_ops_tests.shops import lake_with, orders_frame, seasonal_shop, shop_with_at_risk_counts, with_refunds
 from retention_ops_tests.warehouse.google_sql import Statement, engine, type_of
 
 LEAP_DAY = date(2024, 2, 29)
@@ -106,6 +106,43 @@ def customers_on_lines() -> pd.DataFrame:
     return orders_frame(rows)
 
 
+def refunds_on_lines() -> pd.DataFrame:
+    """Customers whom a refund puts on a line or moves over it: on the leap day, the day before and after, of each kind of order."""
+    rows: list[tuple] = []
+    refunds: dict[str, list[tuple[date, int]]] = {}
+    yesterday, tomorrow = LEAP_DAY - timedelta(1), LEAP_DAY + timedelta(1)
+
+    def customer(name: str, days: int, gaps: Sequence[int], cents: Sequence[int], *back: tuple[int, date, int]) -> None:
+        """`back`: (which visit, 0 the latest, refund_date, cents)"""
+        for place, (who, day, amount) in enumerate(_visits(name, days, gaps, cents)):
+            rows.append((who, day, amount, f"{name}-{place}"))
+        for place, day, amount in back:
+            refunds.setdefault(f"{name}-{place}", []).append((day, amount))
+
+    for day in (LEAP_DAY, tomorrow):
+        for cents in (99, 100, 101):  # the latest order falls to 60 % of the average, or a cent to either side
+            for silence in (20, 45):
+                customer(f"last{cents}-{silence}-{day.day}", silence, [9], [400, 700], (0, day, cents))
+                # an older one makes the latest no longer small: the average falls
+                customer(f"older{cents}-{silence}-{day.day}", silence, [9], [300, 800], (1, day, cents))
+        customer(f"parts{day.day}", 20, [9], [400, 700], (0, yesterday, 50), (0, day, 50))
+        customer(f"whole{day.day}", 40, [], [500], (0, day, 500))  # worth nothing, and still a visit
+        customer(f"all{day.day}", 50, [9, 9], [500, 600, 700], *((place, day, 500 + 100 * place) for place in range(3)))
+        customer(f"late{day.day}", 32, [2, 2], [900, 900, 900], (0, day, 899))  # nearly nothing left of the latest
+        for band in (100_000, 200_000):
+            for more in (-1, 0, 1):
+                customer(f"band{band}{more}-{day.day}", 8, [2, 2, 2], [band + 697, 1, 1, 1], (0, day, 700 - more))
+    customer("sameday", 20, [9], [400, 700], (0, LEAP_DAY - timedelta(20), 101))
+    customer("back", -1, [21, 9], [500, 400, 700], (1, tomorrow, 101), (1, yesterday, 1))  # refunded on the day of the next order
+    customer("before", -1, [21, 9], [500, 400, 700], (1, LEAP_DAY, 101))  # and on the day before it
+    customer("long", 181, [5], [400, 700], (0, LEAP_DAY, 101))
+    for name, number in (("first", 0), ("second", 1)):  # of a day's orders the last by id is the latest
+        rows += [(name, LEAP_DAY - timedelta(33), 500, f"{name}-a"), (name, LEAP_DAY - timedelta(33), 500, f"{name}-b"),
+                 (name, LEAP_DAY - timedelta(40), 500, f"{name}-c")]
+        refunds[f"{name}-{'ab'[number]}"] = [(LEAP_DAY, 400)]
+    return with_refunds(orders_frame(rows), refunds)
+
+
 def attributes() -> pd.DataFrame:
     """Attributes of some customers, with gaps."""
     return pd.DataFrame({
@@ -127,6 +164,9 @@ def cases(folder: Path) -> Iterator[Case]:
     lines, given = customers_on_lines(), attributes()
     days = (LEAP_DAY, LEAP_DAY + timedelta(1), date(2024, 1, 31), date(2023, 12, 31))
     yield Case("customers on every line", lines, lake_with(lines, folder / "lines", customers=given), days, _known(given))
+    refunded = refunds_on_lines()
+    yield Case("refunds on every line", refunded, lake_with(refunded, folder / "refunds"),
+               (LEAP_DAY, LEAP_DAY + timedelta(1)), tables=PER_CUSTOMER)
     other = {"medium_risk_score": 30, "high_risk_score": 50, "few_orders": 1, "profile": "fast_fashion", "value_proxy_pct": 15}
     yield Case("levels a score hits exactly", lines, lake_with(lines, folder / "other", **other), days[:2])
     for place, (medium, high) in enumerate(((20, 30), (50, 70), (50, 80))):  # sums of one, two and three signals
@@ -261,6 +301,7 @@ class Reference:
         self._rows["calendar_days"] = [(entry.day, entry.reason, entry.kind == "planned closure") for entry in calendar]
         self._rows["returning_customers"] = self._rows["return_rates"] = []  # until they are run
         self._rows["learned_chances"] = []
+        self._rows["refunds"] = [tuple(row) for row in oracle.plain_rows(case.lake.read("refunds", case.lake.orders().version))]
         self._rows["customers"] = [] if case.customers is None else [
             (*(oracle.plain(value) for value in row[:6]), None)
             for row in case.customers[[*TABLES["customers"].column_names]].itertuples(index=False, name=None)

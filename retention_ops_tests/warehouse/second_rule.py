@@ -36,7 +36,7 @@ from retention_ops_tests.detect.test_returning_customers import (
 from retention_ops_tests.oracle_returning import RECENCIES, Chances, Returning
 from retention_ops_tests.oracle_returns import CELLS, LATENESSES, VISITS, Returns
 from retention_ops_tests.oracle_returns import RECENCIES as RETURN_RECENCIES
-from retention_ops_tests.shops import lake_with, orders_frame, seasonal_shop, small_shop
+from retention_ops_tests.shops import lake_with, orders_frame, refunded_shop, seasonal_shop, small_shop
 from retention_ops_tests.warehouse import edges
 
 FILES = frozenset({
@@ -270,6 +270,12 @@ class Checks:
         due = naive.due_customers(first, d)
         space.run(query("due_customers"), from_date=first, to_date=d)
         self._add("a small shop", "shortfall_slices", space, first, d, naive.shortfall_slices(due, d, given))
+        # refunds of the last day and of the day after it among them
+        refunded = refunded_shop(small, d, 5)
+        back = self._space("refunded customers", refunded, CLOSED, min_due=8)
+        back.build_range("returning_customers", d, d)
+        naive_of_refunds = Returning(refunded, back.settings, max(small["order_date"]), CLOSED)
+        self._add("a small shop with refunds", "due_customers", back, first, d, naive_of_refunds.due_customers(first, d))
         other = self._with(space, CLOSED)
         other.build_range("returning_customers", d, d)
         self._add("a small shop", "due_customers", other, first, d, due)

@@ -43,6 +43,18 @@ EQUIVALENT = {
      "AND (next_order_date IS NULL OR next_order_date >= @from_date)"),
     ("fast/priority_intervals.sql",
      "OR (last_day > @active_days AND medium_from <= last_day)", "OR (last_day >= @active_days AND medium_from <= last_day)"),
+    # either branch gives the same value where both sides are equal
+    ("fast/priority_intervals.sql",
+     "WHEN refunded.from_date > customer_days.order_date THEN DATE_DIFF(refunded.from_date, customer_days.order_date, DAY)",
+     "WHEN refunded.from_date >= customer_days.order_date THEN DATE_DIFF(refunded.from_date, customer_days.order_date, DAY)"),
+    ("fast/priority_intervals.sql",
+     "WHEN refunded.until_date < next_order_date OR (refunded.until_date IS NOT NULL AND next_order_date IS NULL)",
+     "WHEN refunded.until_date <= next_order_date OR (refunded.until_date IS NOT NULL AND next_order_date IS NULL)"),
+    # both only spare work: a stretch that begins with the next order, or ends before its silence begins, has no day
+    ("fast/priority_intervals.sql", "AND (next_order_date IS NULL OR refunded.from_date < next_order_date)",
+     "AND (next_order_date IS NULL OR refunded.from_date <= next_order_date)"),
+    ("fast/priority_intervals.sql", "AND (refunded.until_date IS NULL OR refunded.until_date > customer_days.order_date)",
+     "AND (refunded.until_date IS NULL OR refunded.until_date >= customer_days.order_date)"),
     # four shopping days are the edge 4 either way
     *((file, f"WHEN {days} < 4 THEN {days}", f"WHEN {days} <= 4 THEN {days}") for file, days in (
         ("06_customer_priority.sql", "order_days"), ("06_return_windows.sql", "order_days_so_far"),
