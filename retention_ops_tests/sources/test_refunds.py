@@ -156,6 +156,7 @@ def test_an_order_cannot_be_replaced_below_its_refunds_and_takes_them_with_it(sh
 
 
 def test_new_orders_keep_the_refunds_and_old_versions_go_with_theirs(shop):
+    shop.settings = shop.settings.model_copy(update={"orders_keep_versions": 2})
     take(shop, "O1,2024-05-20,60.00")
     old = shop.current
     for number in range(shop.settings.orders_keep_versions):
@@ -259,7 +260,7 @@ class Refunding(Source):
     with_updated = False
 
 
-@pytest.fixture(params=[False, True], ids=["without updated_at", "with updated_at"])
+@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.slow, id="without updated_at"), pytest.param(True, id="with updated_at")])
 def source(request, tmp_path):
     shop = Refunding("parquet", tmp_path / "shop", updated_at=request.param)
     shop.with_updated = request.param
