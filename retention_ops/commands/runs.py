@@ -19,6 +19,8 @@ from retention_ops.errors import NoOrders
 from retention_ops.settings import Settings, load_settings
 
 app = typer.Typer()
+SHOWN_ANSWERS = 10
+"""rows of ops_runs_log that are printed"""
 
 
 @app.command(epilog="Examples:\n\n  retention-ops run --date 2011-09-30\n\n  retention-ops run --date 2011-09-30 --json")
@@ -134,9 +136,11 @@ def _show_run(summary: dict[str, Any], settings: Settings) -> None:
     say(f"{last}  {shared.severity(alert['severity'])}  {wording.reading(alert)}{held}")
     say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)"
         + (f"; left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items())}" if left_out else ""))
-    for row in summary["log"]:
+    for row in summary["log"][:SHOWN_ANSWERS]:
         reason = row["error_message"] or ("written to the outbox, nothing sent" if row["mode"] == "shadow" else "all its actions are done")
         say(escape(f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}, {reason}"))
+    if len(summary["log"]) > SHOWN_ANSWERS:
+        say(f"and {len(summary['log']) - SHOWN_ANSWERS:,} more rows in ops_runs_log")
     say(f"Pack: {escape(str(summary['pack']))}" + (
         f" (and {summary['packs'] - 1:,} more; of a range the newest {settings.pack_keep_days} dates and flagged ones get a pack)"
         if summary["packs"] > 1 else ""))

@@ -94,6 +94,15 @@ def test_data_that_is_not_in_is_waited_for_until_the_deadline_and_then_the_date_
     assert "data_incomplete" not in set(shop.lake.read("alert_logic", TODAY)["gate"]) and shop.owed().due == ()
 
 
+def test_a_home_that_is_not_fed_any_more_is_not_followed_through_the_calendar(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), YESTERDAY)
+    assert shop.at("2024-04-10 08:00").due == tuple(YESTERDAY + timedelta(step) for step in range(1, 8))
+    found = shop.at("2024-04-11 08:00")
+    assert found.due == () and found.late and "orders are complete through 2024-04-02, not 2024-04-10" in found.waits
+    shop.sell(TODAY, date(2024, 4, 10))
+    assert shop.owed().due == tuple(TODAY + timedelta(step) for step in range(8)), "and caught up when its data comes"
+
+
 def test_older_missed_dates_do_not_wait_for_the_newest(shop):
     store_alerts(shop.lake, date(2024, 3, 25), date(2024, 3, 30))
     found = shop.at("2024-04-04 06:00")
