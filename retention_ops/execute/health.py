@@ -73,6 +73,17 @@ def record_source_check(
         ))
 
 
+def newest_source_check(engine: Engine) -> Row | None:
+    """What the newest check of the source found."""
+    with engine.connect() as connection:
+        return _newest_check(connection)
+
+
+def _newest_check(connection: Connection) -> Row | None:
+    row = connection.execute(sa.select(source_checks).order_by(source_checks.c.id.desc()).limit(1)).mappings().first()
+    return dict(row) if row else None
+
+
 def record_runs(engine: Engine, ended: Iterable[Mapping[str, Any]], clock: Clock = system_clock) -> int:
     """Writes down runs of the daily loop that ended ({'run_id', 'first_date', 'last_date', 'status', 'started_at', 'ended_at'}), in the
     order of their ends; a run that is known stays as it is. Returns how many were new."""
@@ -181,7 +192,7 @@ def _late_data(lake: Warehouse, settings: Settings, now: datetime) -> Iterator[C
 
 
 def _source_off(connection: Connection) -> Iterator[Cause]:
-    row = connection.execute(sa.select(source_checks).order_by(source_checks.c.id.desc()).limit(1)).mappings().first()
+    row = _newest_check(connection)
     if row and not row["ok"]:
         yield Cause(SOURCE_OFF, f"The orders here differ from the source on {len(row['differences']) or 'some'} "
                                 f"{'date' if len(row['differences']) == 1 else 'dates'} up to {row['day']}.")
