@@ -272,6 +272,7 @@ def test_customers_on_every_line(tmp_path_factory: pytest.TempPathFactory, peopl
         assert differences_on(other, orders, d, ["churn_detection", "retention_daily", "customer_priority"]) == [], rules
 
 
+@pytest.mark.slow
 @settings(max_examples=12, **PATIENT)
 @given(visits=CUSTOMER, d=AS_OF, ahead=st.sampled_from([0, 1, 500]))
 @example(visits=[(0, 1)], d=LEAP_DAY, ahead=0)

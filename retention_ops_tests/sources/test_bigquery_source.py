@@ -38,7 +38,8 @@ def source_rows() -> list[tuple]:
             for number, at in enumerate(moments)]
 
 
-@pytest.mark.parametrize("engine", [pytest.param("bigquery", marks=pytest.mark.slow), "lake"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["bigquery", "lake"])
 def test_orders_are_pulled_from_somebody_elses_table_which_is_never_written(server, tmp_path, monkeypatch, engine):
     client = client_of(server)
     monkeypatch.setattr(bigquery, "Client", lambda **where: client)
