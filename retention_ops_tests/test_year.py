@@ -12,7 +12,8 @@ What is decided here where the contract leaves it open:
 - After a restore the heartbeat of that morning is called again: the monitor cannot be asked, and the same call says the same.
 - What the lost installation told of its own health after its backup stays where it was told; the restored ledger knows nothing of it.
 - On most mornings the dates are computed by plain functions; on Mondays and on the mornings of the stories by Dagster's runs and sensors
-  (RETENTION_OPS_YEAR_DAGSTER=1: on all). RETENTION_OPS_YEAR_SUMMARY names a file for what was counted.
+  (RETENTION_OPS_YEAR_DAGSTER=1: on all). RETENTION_OPS_YEAR_SUMMARY names a file for what was counted, RETENTION_OPS_YEAR_PART
+  (2011-06-01:2011-06-12) a part of the year to live, while one works on a story.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ CLOSURES = Path(__file__).resolve().parent.parent / "docs" / "online_retail_clos
 SUMMARY = os.environ.get("RETENTION_OPS_YEAR_SUMMARY")
 ALWAYS_DAGSTER = bool(os.environ.get("RETENTION_OPS_YEAR_DAGSTER"))
 
-FIRST, LAST = date(2010, 12, 10), date(2011, 12, 9)
-"""the first and the last of 365 mornings; the year before is the first pull's history"""
+FIRST, LAST = map(date.fromisoformat, os.environ.get("RETENTION_OPS_YEAR_PART", "2010-12-10:2011-12-09").split(":"))
+"""the first and the last of 365 mornings; what is before is the first pull's history"""
 REFUSED, MISSING, BACK = date(2011, 3, 16), date(2011, 9, 13), date(2011, 9, 16)
 """a morning on which the database refuses the connection; three on which the table is not there, and the one on which it is again"""
 BROKEN = date(2011, 8, 10)
@@ -150,7 +151,7 @@ def test_a_year(tmp_path, monkeypatch, postgres_url):  # noqa: F811
             if day == SAVED:
                 installation.at(day, 13)
                 backup = installation.back_up(tmp_path / "saturday.tar")
-            if day == LOST:
+            if day == LOST and SAVED in mornings:
                 the_machine_is_lost(installation, messages, backup)
             if day.weekday() == 6:
                 installation.restart()
@@ -158,14 +159,18 @@ def test_a_year(tmp_path, monkeypatch, postgres_url):  # noqa: F811
                 installation.at(day, 10)
                 installation.acknowledge()
         commands = installation.advised()
-        assert {command.split()[0] for command in commands} == {"backfill"}, commands
+        assert {command.split()[0] for command in commands} <= {"backfill"}, commands
         flagged = year.flagged(installation)
-        assert causes(installation) == sorted([
-            (SOURCE_OFF, LOOKED[0], LOOKED[0] + timedelta(1)), (DATA_LATE, REFUSED, REFUSED), (DATA_LATE, MISSING, BACK),
-            (RUN_FAILED, BROKEN, BROKEN), *silences(flagged, mornings)], key=lambda cause: cause[1])
-        assert installation.told.late_mornings == [REFUSED, *year.days(MISSING, BACK - timedelta(1))]
-        assert set(shop.happened) == {"placed", *year.CORRECTIONS} and installation.told.failed_runs == 1
-        judge(installation, messages, monitor, mornings, tmp_path / "fresh", again={LOST}, gone=2)
+        stories = [(SOURCE_OFF, LOOKED[0], LOOKED[0] + timedelta(1)), (DATA_LATE, REFUSED, REFUSED), (DATA_LATE, MISSING, BACK),
+                   (RUN_FAILED, BROKEN, BROKEN)]
+        expected = [story for story in stories if story[1] in mornings] + silences(flagged, mornings)
+        assert causes(installation) == sorted(expected, key=lambda cause: cause[1])
+        late = [REFUSED, *year.days(MISSING, BACK - timedelta(1))]
+        assert installation.told.late_mornings == [day for day in late if day in mornings]
+        assert installation.told.failed_runs == 2 * (BROKEN in mornings), "at six, and once more before it was mended"
+        lost = {LOST} & set(mornings)
+        judge(installation, messages, monitor, mornings, tmp_path / "fresh", again=lost, gone=2 * len(lost))
+        assert len(mornings) < 365 or set(shop.happened) == {"placed", *year.CORRECTIONS}
         if SUMMARY:
             write_summary(Path(SUMMARY), counted(installation, messages, monitor, flagged) | {
                 "advised in the end": ", ".join(commands), "CPU seconds": f"{time.process_time() - begun:,.0f}"})
@@ -187,10 +192,12 @@ def the_machine_is_lost(installation: year.Installation, messages: Any, backup: 
     installation.look()
     assert "not reconciled" in installation.held()
     assert year.keys_at_slack(messages) == before
+    installation.clock.forward(minutes=20)
     found = installation.reconcile()
     assert found.lifted and set(found.answered) >= {SAVED, SAVED + timedelta(1)} and found.adopted, found
     installation.look()
     installation.advised()  # the tables that are not in a backup
+    installation.clock.forward(minutes=20)
     installation.look()
     assert year.keys_at_slack(messages) == before
 
@@ -227,7 +234,7 @@ def judge_answers(flagged: list[date], answered: dict[date, list[dict[str, Any]]
         assert len(set(versions)) == len(versions), f"{day} was answered twice with the same result"
         if day in flagged:
             assert acted or {row["verdict"] for row in found} <= set(PASSED), day
-    assert any(len(found) == 1 and found[0]["verdict"] == "open" for found in answered.values())
+    assert any(row["verdict"] == "open" for found in answered.values() for row in found) == bool(flagged)
 
 
 def judge_messages(rows: list[dict[str, Any]], messages: Any, gone: int) -> None:

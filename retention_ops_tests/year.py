@@ -40,7 +40,7 @@ from retention_ops.execute.sensors import alert_sensor, follow_up_sensor, quiet_
 from retention_ops.launch import instance, run_dates
 from retention_ops.log import runs
 from retention_ops.log.database import answers, ops_database
-from retention_ops.orchestration import open_responder
+from retention_ops.orchestration import failed_dates, open_responder
 from retention_ops.package.pack import records
 from retention_ops.settings import Settings
 from retention_ops.sources.check import check_once, check_source, record_check
@@ -407,12 +407,12 @@ class Installation:
             if found.late and day not in self.told.late_mornings:
                 self.told.late_mornings.append(day)
             pause = ASKED_AGAIN if self.clock() < deadline else ASKED_LATE
-            if not (found.waits or found.due) or self.clock() + pause >= evening:
+            if not (found.waits or found.due or self.failed()) or self.clock() + pause >= evening:
                 break
             self.clock.now += pause
             self.shop.live_until(self.clock())
         self.told.mornings += 1
-        if not found.waits and not found.due:
+        if not (found.waits or found.due or self.failed()):
             self.told.good_days.append(yesterday)
 
     def look(self) -> None:
@@ -434,6 +434,10 @@ class Installation:
                 if self._asked_before(f"pull:{found.slot}"):
                     return
                 self.take_in()
+            elif failed := self.failed():
+                if self._asked_before(f"again:{failed}:{found.slot}"):
+                    return
+                self.compute(*failed)
             else:
                 return
 
@@ -472,6 +476,10 @@ class Installation:
         self.told.corrections.update(after["corrections"])
 
     # -- what differs between the whole daemon and the quick one
+
+    def failed(self) -> tuple[date, date] | None:
+        """The dates of a run that failed half-way and is tried again."""
+        return None
 
     def compute(self, first: date, last: date) -> None:
         raise NotImplementedError
@@ -589,6 +597,9 @@ class Daemon(Quick):
     def lose_databases(self) -> None:
         self._cursor = ""
         self._lose()
+
+    def failed(self) -> tuple[date, date] | None:
+        return failed_dates(self.stored, self.today - timedelta(1)) if self._through_dagster(self.today) else None
 
     def compute(self, first: date, last: date) -> None:
         if not self._through_dagster(self.today):

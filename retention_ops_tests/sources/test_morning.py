@@ -185,6 +185,31 @@ def test_one_date_is_asked_for_as_its_partition_and_again_an_hour_after_it_faile
         assert [one.run_key for one in tick(shop, stored).run_requests] != [first.run_key]
 
 
+def test_a_run_that_failed_after_its_alerts_were_stored_is_asked_for_again_each_hour_until_it_succeeds(shop, tmp_path):
+    """A broken template: the brief fails, and with it the answer, when the tables are there."""
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    shop.lake.settings = shop.settings = shop.settings.model_copy(update={"templates_dir": templates})
+    with dg.instance_for_test() as stored:
+        (templates / "words.j2").write_text("{% nonsense %}")
+        assert not run_dates(Loop(shop.lake, shop.clock), YESTERDAY, YESTERDAY, stored).success
+        assert shop.owed().due == (), "its alert is stored"
+        (again,) = tick(shop, stored).run_requests
+        assert again.job_name == JOB and again.tags["dagster/partition"] == str(YESTERDAY)
+        shop.at("2024-04-03 06:45")
+        assert [one.run_key for one in tick(shop, stored).run_requests] == [again.run_key], "one try for one hour"
+        shop.at("2024-04-03 07:00")
+        (later,) = tick(shop, stored).run_requests
+        assert later.run_key != again.run_key
+        (templates / "words.j2").unlink()
+        assert run_dates(Loop(shop.lake, shop.clock), YESTERDAY, YESTERDAY, stored).success
+        assert not tick(shop, stored).run_requests
+        (templates / "words.j2").write_text("{% nonsense %}")
+        older = YESTERDAY - timedelta(3)
+        assert not run_dates(Loop(shop.lake, shop.clock), older, older, stored).success
+        assert not tick(shop, stored).run_requests, "older dates are somebody's own matter"
+
+
 def test_while_it_waits_the_schedule_says_so(shop):
     store_alerts(shop.lake, date(2024, 3, 25), YESTERDAY)
     shop.at("2024-04-04 06:20")
