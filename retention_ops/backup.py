@@ -7,6 +7,7 @@ One tar file, readable by its owner only, whole or absent:
     lake/orders/version=…/…             the version in force with its refunds, and what the older ones were (their rows are not needed)
     lake/alert_logic/day=…/…            the alert rows as they were seen
     settings.json                       without secrets
+    home/return_model.json              where a backtest judged the learned model: rebuilt dates must decide as they did
 
 Not in it, because it can be computed again from the orders: the other partitions (`backfill`), Action Packs with their outbox, and
 Dagster's history of runs. The ops database is read first: answers never name orders that the lake's copy does not have.
@@ -23,7 +24,7 @@ import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock, system_clock
+from retention_ops.detect.verdict import FILE as VERDICT
 from retention_ops.errors import NewerSchema, RetentionOpsError
 from retention_ops.execute import hold
 from retention_ops.installation import ui_runs
@@ -94,6 +96,8 @@ def back_up(settings: Settings, to: Path, clock: Clock = system_clock, say: Say 
         say("reading the lake")
         files = {path.relative_to(scratch).as_posix(): path for path in scratch.rglob("*") if path.is_file()}
         files |= _lake_files(settings, scratch)
+        with suppress(FileNotFoundError):
+            files[f"home/{VERDICT}"] = _hold(settings.home / VERDICT, scratch / "home" / VERDICT)
         manifest = {
             "format": FORMAT, "created_at": now.isoformat(), "program": importlib.metadata.version("retention-ops"),
             "ops_schema": schema, "lake_schema": lake_schema(settings.home / "lake") or LAKE_SCHEMA, "rows": counts,
@@ -335,6 +339,8 @@ def _new_home(scratch: Path, home: Path, manifest: Mapping[str, Any]) -> Path:
         if manifest["lake_schema"] > 1:
             (fresh / "lake" / LAKE_FILE).write_text(json.dumps({"schema": manifest["lake_schema"]}) + "\n")
     shutil.copyfile(files / SETTINGS_FILE, fresh / "settings_of_backup.json")
+    if (files / "home" / VERDICT).is_file():
+        shutil.copyfile(files / "home" / VERDICT, fresh / VERDICT)
     for name in ("dagster.yaml", ".dagster.yaml.sha256"):
         if (home / "dagster" / name).is_file():
             (fresh / "dagster").mkdir(exist_ok=True)

@@ -100,6 +100,18 @@ def dates_of(tags: Mapping[str, str]) -> dict[str, date | None]:
     return {"first_date": date.fromisoformat(first) if first else None, "last_date": date.fromisoformat(last) if last else None}
 
 
+def failed_dates(stored: dg.DagsterInstance, newest: date) -> tuple[date, date] | None:
+    """The dates of the newest run of the daily loop where it failed and `newest` is one of them: its alert may be stored, its pack and
+    its answer are not. A failure about older dates alone is somebody's own run, and waits for them."""
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    for record in stored.get_run_records(dg.RunsFilter(job_name=JOB, statuses=ended), limit=1):
+        dates = dates_of(record.dagster_run.tags)
+        first, last = dates["first_date"], dates["last_date"]
+        if record.dagster_run.status == dg.DagsterRunStatus.FAILURE and first and first <= newest <= last:
+            return first, last
+    return None
+
+
 def _moment(seconds: float | None) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 

@@ -78,7 +78,8 @@ class Settings(BaseSettings):
         pattern=r"^([01]\d|2[0-3]):[0-5]\d$",
     )
     rebuild_days: int = Field(
-        7, description="dates back for which a morning rebuilds what corrections made stale; older ones wait for `backfill`", ge=1, le=400,
+        7, ge=1, le=400,
+        description="days back in which a morning rebuilds what corrections made stale, and computes dates whose data did not come",
     )
     holiday_country: str = Field(
         "", description="ISO 3166 code whose public holidays may be days without trade, e.g. DE or GB-ENG; empty: no public holidays",

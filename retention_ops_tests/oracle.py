@@ -228,8 +228,11 @@ def _churn_values(facts: Facts, d: date, settings: Settings) -> tuple:
     return gap, risk.late, risk.spends_less, risk.inconsistent, risk.score, risk.level
 
 
-def customer_priority(orders: pd.DataFrame, d: date, settings: Settings, returns: Any = None) -> pd.DataFrame:
-    """Who to contact first on D, in the order of `rank_by`. No created_at. `returns`: an oracle_returns.Returns of these orders."""
+def customer_priority(
+    orders: pd.DataFrame, d: date, settings: Settings, returns: Any = None, learned: dict[str, int] | None = None,
+) -> pd.DataFrame:
+    """Who to contact first on D, in the order of `rank_by`. No created_at. `returns`: an oracle_returns.Returns of these orders.
+    `learned`: customer_id -> chance of a million to stay away, of those a learned model told of."""
     from retention_ops_tests.oracle_returns import at_stake, returns_of
 
     everyone = facts_as_of(orders, d)
@@ -240,7 +243,7 @@ def customer_priority(orders: pd.DataFrame, d: date, settings: Settings, returns
     for facts in everyone:
         if days_since(facts, d) <= 2 * settings.at_risk_limit:
             tier = _rule_tier(facts, d, settings, least)
-            found.append((facts, tier, at_stake(facts, d, stay_away)))
+            found.append((facts, tier, at_stake(facts, d, stay_away, (learned or {}).get(facts.customer_id))))
     by_rules = [each for each in found if each[1] is not None]
     if settings.membership == "at_stake" and stay_away is not None:
         found.sort(key=lambda each: (-each[2][2], -each[0].revenue, each[0].customer_id))

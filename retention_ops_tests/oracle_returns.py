@@ -187,15 +187,24 @@ def _shrunk(counts: Counts, parent: list[int]) -> list[int]:
 
 # -- what is at stake ----------------------------------------------------------------------------------------------------
 
-def at_stake(facts: Facts, d: date, stay_away: dict[Cell, int] | None) -> tuple[int, int | None, int | None, str | None]:
-    """(usual spend in cents, stay away of a million, spend at stake in cents, the sentence); None where nothing is known."""
+def at_stake(
+    facts: Facts, d: date, stay_away: dict[Cell, int] | None, learned: int | None = None,
+) -> tuple[int, int | None, int | None, str | None]:
+    """(usual spend in cents, stay away of a million, spend at stake in cents, the sentence); None where nothing is known.
+
+    `learned`: what a learned model says of this customer, of a million.
+    """
     usual = half_up(Fraction(90 * facts.revenue, max(30, (d - facts.first).days)))
-    if stay_away is None:
+    if stay_away is None and learned is None:
         return usual, None, None, None
-    share = stay_away[cell_at(facts.order_days, (facts.last - facts.first).days, (d - facts.last).days)]
+    share = learned
+    if learned is None:
+        share = stay_away[cell_at(facts.order_days, (facts.last - facts.first).days, (d - facts.last).days)]
     stake = half_up(Fraction(usual * share, MILLION))
     tenths = half_up(Fraction(10 * share, MILLION))
     of_ten = {0: "fewer than 1 of 10", 10: "more than 9 of 10"}.get(tenths, f"{tenths} of 10")
-    alike = "one-time customers silent this long" if facts.order_days == 1 else "customers this late"
-    return usual, share, stake, (f"{of_ten} {alike} stayed away; usually spends {half_up(Fraction(usual, 100))} a quarter: "
+    alike = "one-time customers silent this long stayed away" if facts.order_days == 1 else "customers this late stayed away"
+    if learned is not None:
+        alike = "like this one will stay away, says the learned model"
+    return usual, share, stake, (f"{of_ten} {alike}; usually spends {half_up(Fraction(usual, 100))} a quarter: "
                                  f"{half_up(Fraction(stake, 100))} at stake")

@@ -18,9 +18,10 @@ import pytest
 import sqlalchemy as sa
 
 from retention_ops.backup import back_up, opened, restore
+from retention_ops.detect.verdict import FILE as VERDICT
 from retention_ops.errors import NewerSchema, RetentionOpsError
-from retention_ops.execute import hold, ledger
-from retention_ops.log import runs
+from retention_ops.execute import health, hold, ledger
+from retention_ops.log import forgotten, runs, settings_history
 from retention_ops.log.database import metadata, ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.lake import Lake
@@ -87,6 +88,25 @@ def test_a_restored_home_has_every_row_and_the_same_orders_and_is_held(saved, tm
     assert lake.orders() == old.lake.orders().__class__(**{**vars(old.lake.orders()), "path": lake.orders().path})
     assert lake.orders().path.read_bytes() == old.lake.orders().path.read_bytes()
     assert lake.read("alert_logic", DAY).equals(old.lake.read("alert_logic", DAY))
+
+
+def test_every_table_of_the_ops_database_and_the_verdict_of_a_model_are_in_it(tmp_path):
+    settings = Settings(_env_file=None, home=tmp_path / "home")
+    row = {"run_id": "r1", "first_date": DAY, "last_date": DAY, "status": "success", "started_at": None, "ended_at": NOW}
+    with ops_database(settings) as engine:
+        health.record_runs(engine, [row], later)
+        health.record_source_check(engine, DAY, False, [{"date": str(DAY), "orders_here": 1, "orders_there": 2}], later)
+        settings_history.record(engine, settings, NOW)
+        forgotten.begin(engine, ["a" * 64], "f" * 64, NOW, ["a mail somebody kept"])
+        before = rows_of(engine)
+    (settings.home / VERDICT).write_text('{"model": 1, "beats_table": true}')
+    made = back_up(settings, tmp_path / "b.tar", clock=lambda: NOW)
+    assert set(made.manifest["rows"]) == {table.name for table in metadata.sorted_tables}
+    again = settings.model_copy(update={"home": tmp_path / "again"})
+    restore(made.file, again, clock=later)
+    with ops_database(again) as engine:
+        assert rows_of(engine) == before and all(before[name] for name in ("loop_runs", "source_checks", "settings_history", "erasures"))
+    assert (again.home / VERDICT).read_bytes() == (settings.home / VERDICT).read_bytes(), "rebuilt dates decide as they did"
 
 
 def test_no_secret_is_in_a_backup(saved, tmp_path):

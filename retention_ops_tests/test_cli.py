@@ -123,6 +123,7 @@ def test_status_as_json(shop_home):
     assert facts["audit"].endswith("hash chain whole") and facts["unfinished_dates"] == [] and facts["last_run"]["status"] == "success"
 
 
+@pytest.mark.slow
 def test_status_names_what_an_interrupted_run_left_undone(tmp_path, monkeypatch):
     """Tables without packs and a failed run must not read as "everything agrees"."""
     lake = lake_with(small_shop(), tmp_path / "home")
@@ -145,6 +146,7 @@ def test_status_names_what_an_interrupted_run_left_undone(tmp_path, monkeypatch)
     assert facts["unfinished_dates"] == [] and facts["next"][0].startswith("explain")
 
 
+@pytest.mark.slow
 def test_a_withdrawn_consent_names_the_packs_that_still_list_the_customer(tmp_path):
     shop = small_shop()
     people = pd.DataFrame({"customer_id": sorted(set(shop["customer_id"])), "consent": "yes"})

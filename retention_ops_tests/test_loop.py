@@ -356,6 +356,7 @@ def test_a_killed_command_does_not_leave_a_run_started_for_ever(tmp_path):
         assert stored.get_run_by_id(elsewhere.run_id).status == dg.DagsterRunStatus.STARTED
 
 
+@pytest.mark.slow
 def test_lake_and_events_are_compared(tmp_path):
     loop = make_loop(tmp_path / "home")
     assert run_dates(loop, D, D).success

@@ -13,7 +13,10 @@ from retention_ops.commands.shared import Json, examples, print_json, say, say_n
 app = typer.Typer()
 
 FIRST = {
-    "shopify": ["put Shopify's order exports (csv) into exports/"],
+    "shopify": [
+        "put Shopify's order exports (csv) into exports/",
+        "export RETENTION_OPS_ID_KEY=$(openssl rand -hex 32)   # once, and keep it: addresses are kept as hashes made with it",
+    ],
     "postgres": [
         "export RETENTION_OPS_SOURCE_URL=postgresql://USER:PASSWORD@HOST:5432/DATABASE   # a user who may only read",
         "put your tables and columns into sql/sources/orders.sql",

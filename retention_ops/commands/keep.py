@@ -73,8 +73,8 @@ def restore(
         say(f"[yellow]setting {name} was {escape(str(then))}, is {escape(str(now))}[/yellow]")
     say("[red]Nothing leaves[/red] until the ledger is reconciled. Bring in the orders since the backup, build the dates, then reconcile.")
     use = f"--home {done.home} " if into else ""
-    say_next(f"retention-ops {use}ingest FILE --preset orders --replace", f"retention-ops {use}status",
-             f"retention-ops {use}actions reconcile")
+    orders = "source pull" if settings.source else "ingest FILE --preset orders --replace"
+    say_next(f"retention-ops {use}{orders}", f"retention-ops {use}status", f"retention-ops {use}actions reconcile")
 
 
 @app.command(epilog=examples("upgrade --dry-run", "upgrade", "upgrade --rebuild"))

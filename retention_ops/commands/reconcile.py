@@ -77,7 +77,7 @@ def _show(settings: Settings, found: Any) -> None:
         return
     say("Still held at shadow: nothing leaves.")
     if found.missing:
-        say_next(shared.command(settings, "ingest FILE --preset orders --replace"),
+        say_next(shared.command(settings, "source pull" if settings.source else "ingest FILE --preset orders --replace"),
                  shared.command(settings, f"backfill --from {found.missing[0]} --to {found.missing[-1]}"),
                  shared.command(settings, "actions reconcile"))
     else:

@@ -19,6 +19,8 @@ from retention_ops.errors import NoOrders
 from retention_ops.settings import Settings, load_settings
 
 app = typer.Typer()
+SHOWN_ANSWERS = 10
+"""rows of ops_runs_log that are printed"""
 
 
 @app.command(epilog="Examples:\n\n  retention-ops run --date 2011-09-30\n\n  retention-ops run --date 2011-09-30 --json")
@@ -47,13 +49,17 @@ def backfill(
 
 
 def ask_source(settings: Settings, as_json: bool = False) -> None:
-    """Brings the orders up to date where a source is set."""
+    """Brings the orders up to date where a source is set, and sees once a day whether they say the same."""
     if settings.source:
+        from retention_ops.sources.check import check_once
         from retention_ops.sources.pull import pull
 
+        lake = shared.lake(settings)
         with shared.err.status("pulling the orders") if not as_json else shared.nothing():
-            pull(shared.lake(settings))
-        record_ingestions(settings)
+            pull(lake)
+            record_ingestions(settings)
+            with shared.database(settings) as engine:
+                check_once(lake, engine)
 
 
 def run_range(settings: Settings, first: date, last: date, as_json: bool, *, show_json: bool = True) -> dict[str, Any]:
@@ -134,9 +140,11 @@ def _show_run(summary: dict[str, Any], settings: Settings) -> None:
     say(f"{last}  {shared.severity(alert['severity'])}  {wording.reading(alert)}{held}")
     say(f"To contact: P1 {counts['P1']:,} (prevention), P2 {counts['P2']:,} (intervention), P3 {counts['P3']:,} (win-back)"
         + (f"; left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items())}" if left_out else ""))
-    for row in summary["log"]:
+    for row in summary["log"][:SHOWN_ANSWERS]:
         reason = row["error_message"] or ("written to the outbox, nothing sent" if row["mode"] == "shadow" else "all its actions are done")
         say(escape(f"Response for {row['alert_date']}: {row['status']} in mode {row['mode']}, {reason}"))
+    if len(summary["log"]) > SHOWN_ANSWERS:
+        say(f"and {len(summary['log']) - SHOWN_ANSWERS:,} more rows in ops_runs_log")
     say(f"Pack: {escape(str(summary['pack']))}" + (
         f" (and {summary['packs'] - 1:,} more; of a range the newest {settings.pack_keep_days} dates and flagged ones get a pack)"
         if summary["packs"] > 1 else ""))

@@ -102,8 +102,11 @@ def check(
     show_values: ShowValues = False,
     as_json: Json = False,
 ) -> None:
-    """Compare the source with our orders, day by day, and show one week. Writes nothing; exits 1 where they differ."""
-    from retention_ops.sources.check import check_source
+    """Compare the source with our orders, day by day, and show one week. Changes no order; exits 1 where they differ.
+
+    What it found is recorded for `health`, which tells the data owner while the newest check is off. Each morning's pull checks once.
+    """
+    from retention_ops.sources.check import check_source, record_check
 
     settings = shared.settings()
     with shared.err.status("opening the source") if not as_json else shared.nothing() as spinner:
@@ -111,6 +114,9 @@ def check(
             shared.lake(settings, writes=False), week_of=week, everything=everything, show_values=show_values,
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
+    if report.version is not None:
+        with shared.database(settings) as engine:
+            record_check(engine, report)
     if as_json:
         shared.print_json(report)
     else:

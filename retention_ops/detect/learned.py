@@ -91,7 +91,6 @@ class ReturnModel:
     """
 
     def __init__(self, space: Workspace):
-        require()
         self._space = space
         self._first = space.orders.first_date
         self._silent_for = 2 * space.settings.at_risk_limit

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -71,6 +71,17 @@ def record_source_check(
         connection.execute(source_checks.insert().values(
             day=day, ok=ok, differences=[dict(difference) for difference in differences], checked_at=clock(),
         ))
+
+
+def newest_source_check(engine: Engine) -> Row | None:
+    """What the newest check of the source found."""
+    with engine.connect() as connection:
+        return _newest_check(connection)
+
+
+def _newest_check(connection: Connection) -> Row | None:
+    row = connection.execute(sa.select(source_checks).order_by(source_checks.c.id.desc()).limit(1)).mappings().first()
+    return dict(row) if row else None
 
 
 def record_runs(engine: Engine, ended: Iterable[Mapping[str, Any]], clock: Clock = system_clock) -> int:
@@ -181,7 +192,7 @@ def _late_data(lake: Warehouse, settings: Settings, now: datetime) -> Iterator[C
 
 
 def _source_off(connection: Connection) -> Iterator[Cause]:
-    row = connection.execute(sa.select(source_checks).order_by(source_checks.c.id.desc()).limit(1)).mappings().first()
+    row = _newest_check(connection)
     if row and not row["ok"]:
         yield Cause(SOURCE_OFF, f"The orders here differ from the source on {len(row['differences']) or 'some'} "
                                 f"{'date' if len(row['differences']) == 1 else 'dates'} up to {row['day']}.")
@@ -286,7 +297,7 @@ def _tell(connection: Connection, settings: Settings, now: datetime, actor: str)
     """Plans each opening that this mode has not told, and each end of one that it has."""
     limits, changes = {"*": settings.max_messages_per_day}, []
     for row in _open(connection):
-        intent = _message(row, settings, now)
+        intent = _message(connection, row, settings)
         if ledger.get(connection, intent.key) is None:
             ledger.plan(connection, [intent], now, actor, limits)
             connection.execute(health_causes.update().where(health_causes.c.id == row["id"]).values(opened_key=intent.key))
@@ -300,7 +311,7 @@ def _tell(connection: Connection, settings: Settings, now: datetime, actor: str)
         key = opening["key"]
         if opening["state"] not in (ledger.FAILED, ledger.CANCELLED) and not ledger.supersede(
                 connection, key, "over before anybody was told", now, actor):
-            (key,) = ledger.plan(connection, [_message(dict(row), settings, now, opening)], now, actor, limits)
+            (key,) = ledger.plan(connection, [_message(connection, row, settings, opening)], now, actor, limits)
         connection.execute(health_causes.update().where(health_causes.c.id == row["id"]).values(closed_key=key))
         changes.append(f"told the end of {_named(row)}")
     return changes
@@ -310,7 +321,21 @@ def _named(row: Mapping[str, Any]) -> str:
     return Cause(row["cause"], "", row["subject"]).key
 
 
-def _message(row: Mapping[str, Any], settings: Settings, now: datetime, opening: Mapping[str, Any] | None = None) -> Intent:
+def _which(connection: Connection, row: Mapping[str, Any], day: date, settings: Settings) -> str:
+    """What tells this cause from every other: its kind, the day it opened on, and how many of its kind had opened before on that day.
+
+    Not the row's number: a restored ledger gives the numbers it lost to other causes, and these would be taken for told.
+    """
+    start = datetime.combine(day, time.min, ZoneInfo(settings.shop_timezone)).astimezone(UTC)
+    before = connection.execute(
+        sa.select(sa.func.count()).select_from(health_causes)
+        .where(health_causes.c.cause == row["cause"], health_causes.c.subject == row["subject"], health_causes.c.id < row["id"],
+               health_causes.c.opened_at >= start)
+    ).scalar_one()
+    return f"{_named(row)}:{day}:{before + 1}"
+
+
+def _message(connection: Connection, row: Mapping[str, Any], settings: Settings, opening: Mapping[str, Any] | None = None) -> Intent:
     """What tells of a cause's opening, or of its end where `opening` is the action that told of it; that one is answered where it was."""
     part = "closed" if opening else "opened"
     destination = opening["destination"] if opening else chosen(HEALTH_SLOT, settings, settings.mode)
@@ -325,6 +350,7 @@ def _message(row: Mapping[str, Any], settings: Settings, now: datetime, opening:
     else:
         kind, payload = "reply" if opening else "post", {**wording.slack_health(title, lines), "broadcast": False}
     return Intent(
-        identity=f"health:{row['id']}:{settings.mode}", slot=HEALTH_SLOT, destination=destination, kind=kind, target=target, part=part,
+        identity=f"health:{_which(connection, row, day, settings)}:{settings.mode}", slot=HEALTH_SLOT, destination=destination, kind=kind,
+        target=target, part=part,
         payload={"cause": row["cause"], **payload}, alert_date=day, mode=settings.mode, parent_key=opening["key"] if opening else None,
     )

@@ -144,7 +144,7 @@ def follow_up(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop]) -> N
 
 
 @dg.op(description="Health alerts and their end, the digest, the heartbeat: each written down, then sent once.")
-def quiet_morning(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop]) -> None:
+def tell_quiet_side(context: dg.OpExecutionContext, loop: dg.ResourceParam[Loop]) -> None:
     failed = []
     with open_responder(loop, context.run.run_id) as responder:
         for row in quiet.tell(responder):
@@ -226,7 +226,7 @@ def export_audience_job() -> None:
 @dg.job(name=QUIET_JOB, executor_def=dg.in_process_executor, tags=LIMITED,
         description="What there is to say when nothing happened: health, digest, heartbeat.")
 def quiet_morning_job() -> None:
-    quiet_morning()
+    tell_quiet_side()
 
 
 @dg.job(name=FOLLOW_UP_JOB, executor_def=dg.in_process_executor, tags=LIMITED,

@@ -4,9 +4,12 @@ from datetime import date
 
 import dagster as dg
 
+from retention_ops.errors import RetentionOpsError
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
 from retention_ops.orchestration import RANGE_END, CheckTally, Loop, check_specs, described
+from retention_ops.sources.check import check_once
+from retention_ops.sources.morning import owed
 from retention_ops.sources.pull import PullReport, pull
 
 
@@ -34,14 +37,25 @@ def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> d
 
 
 def _pulled(context: dg.AssetExecutionContext, loop: Loop) -> PullReport | None:
-    """Brings the orders up to date where a source is set, unless the run is about dates whose orders are all in already."""
+    """Brings the orders up to date where a source is set, unless the run is about dates whose orders are all in already.
+
+    After data_deadline a date of a source that cannot be read is computed all the same, and held back: health says that data is late,
+    and the record has no hole.
+    """
     tags, version = context.run.tags, loop.lake.orders()
     newest = tags.get(RANGE_END) or tags.get("dagster/partition")
     if not loop.settings.source or (version and newest and date.fromisoformat(newest) <= version.complete_through):
         return None
-    report = pull(loop.lake, clock=loop.clock, progress=context.log.info)
+    try:
+        report = pull(loop.lake, clock=loop.clock, progress=context.log.info)
+    except RetentionOpsError as error:
+        if not (newest and version and owed(loop.lake, loop.clock).late):
+            raise
+        context.log.warning(f"computed without new orders, as data_deadline has passed: {error}")
+        return None
     with ops_database(loop.settings) as engine:
         runs.record_ingestions(engine, "orders", loop.lake.orders_versions())
+        check_once(loop.lake, engine, loop.clock, context.log.info)
     return report
 
 

@@ -1,12 +1,19 @@
-"""Do our orders still say what the source says? Day by day, after the same rules as a pull; nothing is written."""
+"""Do our orders still say what the source says? Day by day, after the same rules as a pull.
+
+No order is written. That they differ is a matter for the data owner: what was found is recorded where health looks, as counts and sums.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
+
+from sqlalchemy.engine import Engine
 
 from retention_ops.clock import Clock, system_clock
-from retention_ops.errors import InputRefused
+from retention_ops.errors import InputRefused, RetentionOpsError
+from retention_ops.execute import health
 from retention_ops.sources.pull import Desk, desk
 from retention_ops.sources.reader import dialect_of, open_reader
 from retention_ops.sources.reading import Progress
@@ -83,6 +90,36 @@ def check_source(
             [known.get(day, Day(day, 0, 0, 0, 0, 0)) for day in (week + timedelta(days=step) for step in range(7))],
             staged.records, staged.excluded,
         )
+
+
+def record_check(engine: Engine, report: CheckReport, clock: Clock = system_clock) -> None:
+    """Tells health what a check found; nothing where nothing was pulled yet, so nothing was compared."""
+    if report.version is not None:
+        health.record_source_check(engine, report.through, not report.off, [_difference(item) for item in report.off], clock)
+
+
+def _difference(item: Day) -> dict[str, Any]:
+    return {
+        "date": item.day.isoformat(), "orders_here": item.our_orders, "orders_there": item.source_orders, "cents_here": item.our_cents,
+        "cents_there": item.source_cents, "differing": item.differing,
+    }
+
+
+def check_once(lake: Warehouse, engine: Engine, clock: Clock = system_clock, progress: Progress = lambda text: None) -> CheckReport | None:
+    """The check that nobody has to ask for, after a pull: once for each newest complete date, and again while the last one was off.
+
+    Returns None where it was not due, or where the source went away since the pull: then the next pull is followed by it.
+    """
+    orders, newest = lake.orders(), health.newest_source_check(engine)
+    if orders is None or (newest and newest["ok"] and newest["day"] >= orders.complete_through):
+        return None
+    try:
+        report = check_source(lake, clock=clock, progress=progress)
+    except RetentionOpsError as error:
+        progress(f"the orders could not be compared with their source: {error}")
+        return None
+    record_check(engine, report, clock)
+    return report
 
 
 def _compared(at: Desk, version: OrdersVersion | None, *, refunds: bool) -> list[Day]:

@@ -50,8 +50,10 @@ def owed(lake: Warehouse, clock: Clock) -> Morning:
     complete = orders.complete_through if orders else None
     missing = complete is None or complete < newest
     late = missing and not start <= moment < deadline
-    # a date whose data never came is computed all the same, held back as data_incomplete, so that the record has no hole
-    reach = newest if late or not missing else complete
+    # a date whose data did not come is computed all the same, held back as data_incomplete, so that the record has no hole; but a
+    # home that was not fed for longer (a demo, last year's file) is not followed through the calendar
+    stopped = complete is not None and newest - complete > timedelta(days=settings.rebuild_days)
+    reach = newest if not missing or (late and not stopped) else complete
     missed, stale = (_missed(lake, reach), _stale(lake, reach)) if orders and reach else ([], [])
     due = tuple(sorted({*missed, *stale}))
     return Morning(

@@ -5,7 +5,7 @@ from datetime import date
 
 import dagster as dg
 
-from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop
+from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, failed_dates
 from retention_ops.settings import Settings
 from retention_ops.sources.morning import Morning, owed
 
@@ -32,6 +32,8 @@ def morning_schedule(settings: Settings) -> dg.ScheduleDefinition:
             return dg.SkipReason(f"run {busy[0].run_id} is not finished")
         morning = owed(loop.lake, loop.clock)
         found = list(_requests(morning, loop))
+        if not found and (failed := failed_dates(context.instance, morning.newest)):
+            found = [_run(*failed, f"again:{morning.slot}")]
         return found or dg.SkipReason(morning.waits or f"{morning.newest} is computed and nothing was missed")
 
     return daily_loop_schedule

@@ -309,6 +309,7 @@ def test_a_refunded_order_stays_a_visit_of_its_day(tmp_path: Path, ago: int):
     pd.testing.assert_frame_equal(alert_history(lake, d, d), alert_history(without, d, d))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, **PATIENT)
 @given(visits=CUSTOMER, d=AS_OF, ahead=st.sampled_from([0, 1, 500]))
 @example(visits=[(0, 1)], d=LEAP_DAY, ahead=0)

@@ -451,6 +451,7 @@ def test_the_command_refuses_what_cannot_work(shop, tmp_path, monkeypatch, capsy
     assert code == 0 and "--budget" in said and "Examples" in said
 
 
+@pytest.mark.slow
 def test_half_of_the_orders_of_a_real_shop_are_missed_within_six_days(tmp_path):
     """On dates and orders that nothing was tuned on; docs/alert_quality.md has the whole table."""
     files = [REAL_DATA / "uci_online_retail_II_2009-2010.parquet", REAL_DATA / "uci_online_retail.parquet"]

@@ -93,6 +93,7 @@ def test_every_date_of_a_small_shop(tmp_path: Path, rules: dict):
         assert {"WARNING", "CRITICAL"} <= set(alerts["severity"]) or rules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_ranges_around_customers_on_every_line(tmp_path_factory: pytest.TempPathFactory, examples: int):
     arbitrary = given(people=st.lists(CUSTOMER, min_size=20, max_size=30), d=AS_OF, seed=st.integers(0, 10_000), turn=st.integers(0, 8),

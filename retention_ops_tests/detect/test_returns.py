@@ -96,7 +96,8 @@ def test_the_fast_windows_are_the_readable_ones(home: Path):
                 assert {day.date() for day in fast["as_of_date"]} == looked
 
 
-@pytest.mark.parametrize("rules", CHOICES, ids=str)
+@pytest.mark.parametrize(
+    "rules", [CHOICES[3], *(pytest.param(each, marks=pytest.mark.slow) for each in (*CHOICES[:3], CHOICES[4]))], ids=str)
 def test_a_range_is_its_single_days(home: Path, rules: dict):
     days = oracle.dates(date(2025, 1, 20), date(2025, 2, 20))  # a season is known from the first days of the year on
     with workspace(under(home, **rules)) as space:

@@ -19,7 +19,7 @@ import requests
 
 from retention_ops.backup import back_up, restore
 from retention_ops.errors import LedgerError
-from retention_ops.execute import hold, ledger
+from retention_ops.execute import health, hold, ledger, quiet
 from retention_ops.execute.reconcile import Findings, reconcile
 from retention_ops.execute.respond import Responder
 from retention_ops.log import runs
@@ -188,6 +188,31 @@ def test_a_lost_home_restored_from_a_backup_sends_nothing_twice_and_goes_on(shop
     assert outside.twice() == []
     with ops_database(again.settings) as engine:
         assert runs.first_broken_row(engine) is None
+
+
+def test_what_is_wrong_after_a_restore_is_told_although_the_lost_home_had_told_something_else(shop, outside, tmp_path):
+    """Both are the first cause of their ledger."""
+    shop.settings = shop.settings.model_copy(update={"health_channel": slack.CHANNEL, "digest": "off"})
+    file = back_up(shop.settings, tmp_path / "friday.tar", clock=shop.clock).file
+
+    def told(at: Installation) -> list[str]:
+        with at.responder() as responder:
+            quiet.tell(responder)
+        return [message["text"].splitlines()[0] for message in outside.slack.messages if message["metadata"]]
+
+    with shop.responder() as responder:
+        health.record_source_check(responder.engine, WARNINGS[0], False, [{"date": str(WARNINGS[0])}], shop.clock)
+    before = told(shop)
+    assert len(before) == 1 and "source" in before[0]
+    again = lost_and_restored(shop, file, tmp_path)
+    with again.responder() as responder:
+        day = WARNINGS[0]
+        health.record_runs(responder.engine, [{"run_id": "r", "first_date": day, "last_date": day, "status": "failure",
+                                               "started_at": None, "ended_at": again.clock()}], again.clock)
+    assert again.reconcile(through=WARNINGS[0] - timedelta(1), who="Ada", why="it was switched off").lifted
+    after = told(again)
+    assert len(after) == 2 and "run" in after[1]
+    assert told(again) == after
 
 
 @pytest.mark.slow

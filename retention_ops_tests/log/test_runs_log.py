@@ -129,6 +129,7 @@ def test_replace_does_not_get_past_append_only(tmp_path):
         assert runs.rows(engine) == [stored]
 
 
+@pytest.mark.slow
 def test_processes_that_append_at_once_make_one_chain(settings, request):
     """Also the first opening: all of them find no schema and must agree who creates it."""
     root = str(request.config.rootpath)

@@ -23,6 +23,7 @@ def run(lake, asset="action_pack", day=D):
     return outcome, event.asset_materialization.metadata if event else None
 
 
+@pytest.mark.slow
 def test_metadata_counts_the_tiers_and_the_rows_handed_over(tmp_path):
     shop = small_shop()
     refusing = pd.DataFrame({"customer_id": sorted(set(shop["customer_id"])), "consent": "no"})

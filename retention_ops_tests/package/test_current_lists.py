@@ -138,6 +138,7 @@ def test_who_opts_out_after_the_run_is_off_the_lists_before_they_leave(lake, pre
     assert packs_with_opted_out(lake) == []
 
 
+@pytest.mark.slow
 def test_ingested_suppressions_are_left_off_by_the_next_run_and_counted(lake):
     first = everybody(lake)[:3]
     before = find_pack(lake.settings, D)
@@ -157,6 +158,7 @@ def test_a_suppression_holds_while_the_list_of_the_date_is_worked(lake, until, h
     assert packs_with_opted_out(lake) == ([D] if holds else [])
 
 
+@pytest.mark.slow
 def test_a_status_finds_ids_that_the_files_show_neutralised(tmp_path):
     shop = small_shop()
     shop["customer_id"] = "=" + shop["customer_id"]

@@ -176,6 +176,7 @@ def test_a_confirmed_playbook_is_answered_once(house, mode):
     assert event["actor"].startswith("mcp:stdio:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_the_same_on_postgres(served, tmp_path, database_url):
     with opened(served, tmp_path, ops_database_url=database_url) as house:
@@ -318,6 +319,7 @@ def _exposed(house):
         return sorted(connection.execute(sa.select(exposures.c.customer_id, exposures.c.arm)).all())
 
 
+@pytest.mark.slow
 def test_a_large_critical_list_waits_for_a_person(served, tmp_path, monkeypatch):
     with opened(served, tmp_path, mode="live", approval_above=2, max_alert_age_days=36500) as house:
         trigger(house)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -37,6 +38,7 @@ def source_rows() -> list[tuple]:
             for number, at in enumerate(moments)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["bigquery", "lake"])
 def test_orders_are_pulled_from_somebody_elses_table_which_is_never_written(server, tmp_path, monkeypatch, engine):
     client = client_of(server)
@@ -83,7 +85,8 @@ def test_a_select_that_bigquery_or_the_rules_refuse_writes_nothing(server, tmp_p
     warehouse = on_bigquery(server, settings)
     with pytest.raises(error, match=says) as refused:
         pull(warehouse, clock=lambda: MORNING)
-    assert "c1" not in str(refused.value) and warehouse.orders() is None
+    assert not re.search(r"\bc1\b", str(refused.value)), "as a word: a job id may hold its letters"
+    assert warehouse.orders() is None
 
 
 def test_a_lost_page_of_the_source_is_asked_for_again(server, tmp_path):

@@ -94,6 +94,15 @@ def test_data_that_is_not_in_is_waited_for_until_the_deadline_and_then_the_date_
     assert "data_incomplete" not in set(shop.lake.read("alert_logic", TODAY)["gate"]) and shop.owed().due == ()
 
 
+def test_a_home_that_is_not_fed_any_more_is_not_followed_through_the_calendar(shop):
+    store_alerts(shop.lake, date(2024, 3, 25), YESTERDAY)
+    assert shop.at("2024-04-10 08:00").due == tuple(YESTERDAY + timedelta(step) for step in range(1, 8))
+    found = shop.at("2024-04-11 08:00")
+    assert found.due == () and found.late and "orders are complete through 2024-04-02, not 2024-04-10" in found.waits
+    shop.sell(TODAY, date(2024, 4, 10))
+    assert shop.owed().due == tuple(TODAY + timedelta(step) for step in range(8)), "and caught up when its data comes"
+
+
 def test_older_missed_dates_do_not_wait_for_the_newest(shop):
     store_alerts(shop.lake, date(2024, 3, 25), date(2024, 3, 30))
     found = shop.at("2024-04-04 06:00")
@@ -174,6 +183,31 @@ def test_one_date_is_asked_for_as_its_partition_and_again_an_hour_after_it_faile
         assert [one.run_key for one in tick(shop, stored).run_requests] == [first.run_key]
         shop.at("2024-04-03 07:00")
         assert [one.run_key for one in tick(shop, stored).run_requests] != [first.run_key]
+
+
+def test_a_run_that_failed_after_its_alerts_were_stored_is_asked_for_again_each_hour_until_it_succeeds(shop, tmp_path):
+    """A broken template: the brief fails, and with it the answer, when the tables are there."""
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    shop.lake.settings = shop.settings = shop.settings.model_copy(update={"templates_dir": templates})
+    with dg.instance_for_test() as stored:
+        (templates / "words.j2").write_text("{% nonsense %}")
+        assert not run_dates(Loop(shop.lake, shop.clock), YESTERDAY, YESTERDAY, stored).success
+        assert shop.owed().due == (), "its alert is stored"
+        (again,) = tick(shop, stored).run_requests
+        assert again.job_name == JOB and again.tags["dagster/partition"] == str(YESTERDAY)
+        shop.at("2024-04-03 06:45")
+        assert [one.run_key for one in tick(shop, stored).run_requests] == [again.run_key], "one try for one hour"
+        shop.at("2024-04-03 07:00")
+        (later,) = tick(shop, stored).run_requests
+        assert later.run_key != again.run_key
+        (templates / "words.j2").unlink()
+        assert run_dates(Loop(shop.lake, shop.clock), YESTERDAY, YESTERDAY, stored).success
+        assert not tick(shop, stored).run_requests
+        (templates / "words.j2").write_text("{% nonsense %}")
+        older = YESTERDAY - timedelta(3)
+        assert not run_dates(Loop(shop.lake, shop.clock), older, older, stored).success
+        assert not tick(shop, stored).run_requests, "older dates are somebody's own matter"
 
 
 def test_while_it_waits_the_schedule_says_so(shop):

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from retention_ops.cli import app
 from retention_ops.definitions import build_loop
-from retention_ops.log.database import ingestions, ops_database
+from retention_ops.log.database import ingestions, ops_database, source_checks
 from retention_ops.settings import Secrets, load_settings
 from retention_ops.sources.assets import orders
+from retention_ops.sources.check import check_once
 from retention_ops.sources.select import NEEDED, check_columns, read_select
 from retention_ops.warehouse.render import sql_folder
 from retention_ops_tests.sources.shop_database import open_shop
@@ -97,7 +98,9 @@ def test_check_then_pull_then_check_again(shop):
     shop.change("o9", total="11.00")
     shop.change("o12", customer="c6")  # neither count nor sum of its day differs
     shop.save()
+    assert "source_check_off" not in causes(shop)
     off = json.loads(run(shop, "source", "check", "--json").stdout)
+    assert causes(shop)["source_check_off"] == f"The orders here differ from the source on 2 dates up to {shop.day(1)}."
     assert [(row["day"], row["our_cents"], row["source_cents"], row["differing"]) for row in off["off"]] == [
         (str(shop.day(4)), 3000, 3000, 1), (str(shop.day(3)), 3000, 3100, 1)]
     shown = run(shop, "source", "check", "--week", str(shop.day(10)))
@@ -107,7 +110,19 @@ def test_check_then_pull_then_check_again(shop):
 
     again = json.loads(run(shop, "source", "pull", "--json").stdout)
     assert (again["amount_changed"], again["re_owned"], again["complete"]) == (1, 1, True)
+    assert "source_check_off" in causes(shop), "a pull alone proves nothing"
     assert run(shop, "source", "check").returncode == 0
+    assert "source_check_off" not in causes(shop)
+    with ops_database(shop.settings) as engine, engine.connect() as connection:
+        checks = connection.execute(source_checks.select().order_by(source_checks.c.id)).mappings().all()
+    assert [row["ok"] for row in checks] == [True, False, False, True], "a check before the first pull compares nothing"
+    assert checks[1]["differences"] == [
+        {"date": str(shop.day(4)), "orders_here": 3, "orders_there": 3, "cents_here": 3000, "cents_there": 3000, "differing": 1},
+        {"date": str(shop.day(3)), "orders_here": 3, "orders_there": 3, "cents_here": 3000, "cents_there": 3100, "differing": 1}]
+
+
+def causes(shop) -> dict[str, str]:
+    return {row["cause"]: row["detail"] for row in json.loads(run(shop, "health", "--json").stdout)["causes"]}
 
 
 def test_doctor_says_whether_the_source_answers_and_what_it_needs(shop, monkeypatch):
@@ -148,9 +163,60 @@ def test_the_asset_pulls_for_dates_that_are_not_complete_yet_and_only_for_these(
     shop.put("later", ago=1)
     shop.save()
     assert "corrections" not in materialized(1), "what is complete is computed as it is"
+    with ops_database(shop.settings) as engine, engine.connect() as connection:
+        (checked,) = connection.execute(source_checks.select()).mappings().all()
+    assert (checked["day"], checked["ok"]) == (shop.day(1), True), "one check for each newest complete date, without anybody asking"
     shop.now += timedelta(days=1)
     pulled = materialized(1)
     assert pulled["corrections"].value == {"late": 1} and pulled["stale_from"].value == str(shop.day(2))
     for file in (tmp_path / "shop" / "exports").iterdir():
         file.unlink()
     materialized(2)  # a past date needs no source
+
+
+def test_past_the_deadline_a_date_is_computed_although_the_source_cannot_be_read(request, tmp_path):
+    shop = open_shop("csv", tmp_path / "shop", request, data_deadline="07:00")
+    for number in range(30):
+        shop.put(f"o{number}", f"c{number % 7}", ago=number // 3, hour=2)
+    shop.pull()
+    shop.now += timedelta(days=1)
+    shop.sql.write_text("SELECT nonsense")
+    loop = build_loop(shop.settings, clock=lambda: shop.now)
+
+    def runs(**tags: str) -> bool:
+        return dg.materialize([orders], resources={"loop": loop}, tags=tags, raise_on_error=False).success
+
+    date = {"dagster/partition": str(shop.day(1))}
+    assert not runs(**date), "before it, the run fails: it is tried again"
+    shop.now += timedelta(hours=1)
+    assert runs(**date) and shop.lake.orders().complete_through == shop.day(2)
+    assert not runs(), "a run that does nothing but pull says that it could not"
+
+
+def test_the_check_nobody_asks_for_is_done_once_a_day_and_again_while_it_is_off(request, tmp_path):
+    shop = open_shop("csv", tmp_path / "shop", request)
+    for number in range(30):
+        shop.put(f"o{number}", f"c{number % 7}", ago=number // 3, hour=2)
+    with ops_database(shop.settings) as engine:
+
+        def check():
+            shop.save()
+            report = check_once(shop.lake, engine, lambda: shop.now, said.append)
+            return report and not report.off
+
+        said: list[str] = []
+        assert check() is None, "nothing was pulled yet"
+        shop.pull()
+        assert [check(), check()] == [True, None]
+        shop.now += timedelta(days=1)
+        shop.put("today", ago=0, hour=2)
+        shop.pull()
+        shop.change("o9", total="11.00")
+        assert [check(), check()] == [False, False]
+        shop.pull()
+        assert [check(), check()] == [True, None]
+        shop.now += timedelta(days=1)
+        shop.put("tomorrow", ago=0, hour=2)
+        shop.pull()
+        shop.sql.write_text("SELECT nonsense")
+        assert check() is None and "could not be compared" in said[-1], "the source went away in between: no fault of the orders"

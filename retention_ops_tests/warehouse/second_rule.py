@@ -310,17 +310,24 @@ class Checks:
         space.run(query("base_customers"), reference_date=days[0])
         space.run(query("retention_snapshot"), reference_date=days[0])
         rates = EachCellItsOwn(lines, space.settings)
-        for rules in ({}, {"membership": "at_stake", "at_stake_size": 10_000}, {"membership": "at_stake", "at_stake_size": 50},
-                      {"membership": "at_stake"}):
+        # a learned model, where there is one, tells of one customer on that day and of another one on the day before
+        told, later = sorted(set(lines["customer_id"]))[:2]
+        model = f"(DATE '{days[0]}', '{told}', 0.123456), (DATE '{days[0]}' - 1, '{later}', 0.654321)"
+        for rules, learned in (({}, {}), ({"membership": "at_stake", "at_stake_size": 10_000}, {}),
+                               ({"membership": "at_stake", "at_stake_size": 50}, {}), ({"membership": "at_stake"}, {}),
+                               ({"membership": "at_stake", "at_stake_size": 10_000}, {told: 123456})):
             other = self._with(space, **rules)
             values = ", ".join(f"(DATE '{days[0]}', {', '.join(map(str, cell))}, {of_million} / 1000000)"
                                for cell, of_million in rates.stay_away(days[0]).items())
             other.connection.execute(
                 "CREATE TEMP TABLE return_rates AS SELECT as_of_date, visits, recency, lateness, CAST(p AS DOUBLE) AS p_no_return_90d "
                 f"FROM (VALUES {values}) AS cells(as_of_date, visits, recency, lateness, p)")
+            if learned:
+                other.replace("TABLE", "learned_chances", "SELECT CAST(as_of_date AS DATE) AS as_of_date, customer_id, "
+                              f"CAST(p AS DOUBLE) AS p_no_return_90d FROM (VALUES {model}) AS known(as_of_date, customer_id, p)")
             other.use("churn_detection", days[0])
-            expected = oracle.customer_priority(lines, days[0], other.settings, rates)
-            self._add(f"cells on every line, {rules}", "customer_priority", other, days[0], days[0], expected)
+            expected = oracle.customer_priority(lines, days[0], other.settings, rates, learned)
+            self._add(f"cells on every line, {rules}, learned {learned}", "customer_priority", other, days[0], days[0], expected)
         seasons = seasonal_shop()
         space, naive = self._space("seasons", seasons), Returns(seasons, Settings(_env_file=None))
         assert naive.first is not None

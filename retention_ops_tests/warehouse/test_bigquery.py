@@ -172,6 +172,7 @@ def test_a_queue_by_what_is_at_stake_is_the_lakes(server, tmp_path):
     pd.testing.assert_frame_equal(*found, check_exact=True, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_replies_lost_all_the_way_lose_and_double_nothing(server, warehouse, tmp_path):
     """Every fifth request that starts a job is carried out and its reply is lost."""
     server.lost_every(5, "POST .*/jobs$")
@@ -504,6 +505,7 @@ def test_a_dry_run_names_the_bytes_of_every_rule_and_computes_nothing(server, wa
     assert (len(server.jobs), warehouse.jobs.bytes_billed) == (jobs, billed), "dry runs are no jobs"
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_printed_with_its_sum_and_what_the_month_was_billed(server, warehouse, monkeypatch, capsys):
     with workspace(warehouse):
         pass

@@ -10,9 +10,9 @@ WITH lines AS (
 )
 SELECT
   "Name" AS order_id,
-  -- the export knows no customer id. The hash of the address stands for it: the same person stays the same, and no address is kept here.
+  -- the export knows no customer id, so the address is it. It is never kept: the pull turns it into a keyed hash (RETENTION_OPS_ID_KEY).
   -- An order without an address (point of sale, draft) is nobody's and is left out below; merged accounts are merged here.
-  sha256(LOWER(TRIM(MAX("Email")))) AS customer_id,
+  LOWER(TRIM(MAX("Email"))) AS customer_id,
   MAX("Created at") AS ordered_at,            -- 2026-01-31 18:05:00 -0500: has its zone, becomes the date in shop_timezone
   MAX("Total") AS order_amount,               -- after discounts, with taxes and shipping; "Subtotal" is without these two
   MAX("Currency") AS currency,                -- one per shop: convert here, or keep one of them
