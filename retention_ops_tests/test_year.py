@@ -71,7 +71,7 @@ def test_twelve_mornings(tmp_path, monkeypatch):
     visits += [(f"daily-{day}", "daily", day, 1000) for day in year.days(min(visit[2] for visit in visits), last)]
     orders = [(id_, who, year.moment(day, BERLIN, 9 + number % 11), cents) for number, (id_, who, day, cents) in enumerate(visits)]
     clock = FakeClock(year.moment(first, BERLIN, 5))
-    shop = year.Shop(year.life(orders, BERLIN, first, last, seed=1), tmp_path / "shop", BERLIN, "EUR")
+    shop = year.Shop(year.life(orders, BERLIN, first, last, seed=27), tmp_path / "shop", BERLIN, "EUR")
     shop.outage(year.moment(down, BERLIN, 5), year.moment(down, BERLIN, 9, 30), "gone")
     with year.world(clock, monkeypatch) as (messages, monitor):
         installation = year.Quick(
@@ -212,6 +212,7 @@ def judge(
     """`again`: mornings whose heartbeat came twice; `gone`: messages that only a lost ledger knew of."""
     fresh = year.rebuilt(installation, home, mornings[0] - timedelta(1), mornings[-1] - timedelta(1))
     assert year.our_orders(installation) == year.our_orders(fresh) == installation.shop.meaning()
+    assert year.our_refunds(installation) == year.our_refunds(fresh) == installation.shop.refunds() != {}
     assert year.differences(installation, fresh) == []
     assert len(installation.lake.days("alert_logic")) == len(mornings)
     with installation.engine() as engine:
@@ -291,6 +292,7 @@ def counted(installation: year.Installation, messages: Any, monitor: Any, flagge
         "health alerts opened": listed(opened), "health alerts closed": listed(closed),
         "digests": sum(row["slot"] == DIGEST_SLOT for row in rows), "heartbeats": len(monitor.beats),
         "orders in the end": f"{len(year.our_orders(installation)):,}, all equal",
+        "refunds in the end": f"{len(year.our_refunds(installation)):,}, all equal",
     }
 
 

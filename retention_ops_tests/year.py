@@ -56,8 +56,8 @@ from retention_ops_tests.sources.shop_database import Order, corrections
 
 HEALTH_CHANNEL = "C0HEALTH1"
 SELECT = ("SELECT id AS order_id, customer AS customer_id, placed AS ordered_at, total AS order_amount, currency, status, is_test, "
-          "updated AS updated_at\nFROM {table};\n")
-COLUMNS = ("id", "customer", "placed", "total", "currency", "status", "is_test", "updated")
+          "updated AS updated_at, refunded AS refund_amount\nFROM {table};\n")
+COLUMNS = ("id", "customer", "placed", "total", "currency", "status", "is_test", "updated", "refunded")
 BEAT = "/a-secret-address"
 ROWS = ("base_customers", "retention_snapshot", "churn_detection", "retention_daily", "alert_logic", "customer_priority")
 """tables with rows of a date, in the order in which they are made"""
@@ -76,11 +76,17 @@ class Row:
     cents: int
     status: str = "paid"
     updated: datetime | None = None
+    refunded: int = 0
+    """cents; `updated` is then when, because nothing befalls a refunded order any more: a source that is read but once knows no other
+    date of a refund than that of its order's last change"""
+
+    @property
+    def may_change(self) -> bool:
+        return self.status == "paid" and not self.refunded
 
 
-Kind = Literal["placed", "amount", "customer", "cancelled", "gone"]
-# refunds come in here: one more kind, which gives a known order a refund's date and amount, once the SELECT may give them
-CORRECTIONS: tuple[Kind, ...] = ("amount", "customer", "cancelled", "gone")
+Kind = Literal["placed", "amount", "customer", "cancelled", "gone", "refund"]
+CORRECTIONS: tuple[Kind, ...] = ("amount", "customer", "cancelled", "gone", "refund")
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def life(orders: Iterable[tuple[str, str, datetime, int]], zone: ZoneInfo, first
 def _corrected(chance: random.Random, known: dict[str, Row], day: date, at: datetime, zone: ZoneInfo) -> Iterator[Event]:
     kind = chance.choice(CORRECTIONS)
     oldest = day - timedelta(chance.choice((3, 3, 3, 30, 60)) if kind != "gone" else 20)  # gone orders are looked for in 45 days only
-    there = [id_ for id_, row in known.items() if row.status == "paid" and row.placed >= moment(oldest, zone, 0)]
+    there = [id_ for id_, row in known.items() if row.may_change and row.placed >= moment(oldest, zone, 0)]
     if not there:
         return
     id_ = chance.choice(there)
@@ -133,6 +139,8 @@ def _corrected(chance: random.Random, known: dict[str, Row], day: date, at: date
             row = replace(row, customer=known[chance.choice(there)].customer, updated=at)
         case "cancelled":
             row = replace(row, status="cancelled", updated=at)
+        case "refund":
+            row = replace(row, refunded=max(1, row.cents * chance.choice((10, 50, 100)) // 100), updated=at)
         case "gone":
             del known[id_]
             yield Event(at, kind, id_, None)
@@ -196,7 +204,7 @@ class Shop:
     def correct_now(self, now: datetime) -> None:
         """Somebody changes what the newest order of the days before today cost."""
         today = moment(now.astimezone(self.zone).date(), self.zone, 0)
-        known = ((row.placed, id_) for id_, row in self.rows.items() if row.status == "paid" and row.placed < today)
+        known = ((row.placed, id_) for id_, row in self.rows.items() if row.may_change and row.placed < today)
         id_ = max(known)[1]
         row = self.rows[id_]
         self.events.insert(0, Event(now, "amount", id_, replace(row, cents=row.cents + 1, updated=now)))
@@ -210,10 +218,15 @@ class Shop:
         """What our orders must be, order by order."""
         return {id_: meant for id_ in self.rows if (meant := self.meaning_of(id_))}
 
+    def refunds(self) -> dict[tuple[str, date], int]:
+        """What our refunds must be: cents by order and date."""
+        return {(id_, row.updated.astimezone(self.zone).date()): row.refunded for id_, row in self.rows.items() if row.refunded}
+
     def _stored(self, id_: str) -> dict[str, Any]:
         row = self.rows[id_]
         return dict(zip(COLUMNS, (
-            id_, row.customer, row.placed, f"{row.cents / 100:.2f}", self.currency, row.status, False, row.updated), strict=True))
+            id_, row.customer, row.placed, f"{row.cents / 100:.2f}", self.currency, row.status, False, row.updated,
+            f"{row.refunded / 100:.2f}"), strict=True))
 
     def store(self, ids: set[str]) -> None:
         """Brings the database to what the rows say."""
@@ -248,7 +261,7 @@ class PostgresShop(Shop):
             for statement in (
                 "DROP SCHEMA IF EXISTS shop CASCADE", "CREATE SCHEMA shop",
                 "CREATE TABLE shop.orders (id TEXT PRIMARY KEY, customer TEXT, placed TIMESTAMPTZ, total NUMERIC(12, 2), currency TEXT, "
-                "status TEXT, is_test BOOLEAN, updated TIMESTAMPTZ)",
+                "status TEXT, is_test BOOLEAN, updated TIMESTAMPTZ, refunded NUMERIC(12, 2))",
                 "CREATE INDEX ON shop.orders (placed)", "CREATE INDEX ON shop.orders (updated)",
             ):
                 connection.execute(sa.text(statement))
@@ -470,6 +483,7 @@ class Installation:
         then = {id_: meant for id_, meant in self.shop.touched.items() if meant}
         now = {id_: meant for id_ in self.shop.touched if (meant := self.shop.meaning_of(id_))}
         expected = corrections(then, now, set(self.shop.rows), complete)
+        expected["refunded_late"] = sum(day <= complete for id_, day in self.shop.refunds() if id_ in self.shop.touched)
         assert after["corrections"] | {"new": after["new"]} == {kind: n for kind, n in expected.items() if n or kind == "new"}
         self.shop.touched = {}
         self.told.pulls += 1
@@ -696,6 +710,12 @@ def _differing(one: Path, other: Path, table: str) -> list[Any]:
 
 def our_orders(installation: Installation) -> dict[str, Order]:
     return {row[0]: (row[1], row[2], row[3]) for row in read(installation.lake.orders().path)}
+
+
+def our_refunds(installation: Installation) -> dict[tuple[str, date], int]:
+    """Cents by order and date."""
+    orders = installation.lake.orders()
+    return {(row[1], row[3]): row[4] for row in read(orders.refunds_path)} if orders.refunds else {}
 
 
 def flagged(installation: Installation) -> list[date]:

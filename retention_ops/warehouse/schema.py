@@ -1,9 +1,10 @@
 """The lake's schema version: which layout its files have. Checked whenever a lake is opened.
 
-    lake/SCHEMA     {"schema": 2}
+    lake/SCHEMA     {"schema": 3}
 
-1, not recorded: as it was before versions were kept. 2: partitions say by which SQL and settings they were made. Readers of 2 read 1 as
-well; `retention-ops upgrade` records that a lake is 2 and names the partitions worth computing again.
+1, not recorded: as it was before versions were kept. 2: partitions say by which SQL and settings they were made. 3: a version of the
+orders may have refunds beside it, which an older release would not subtract; the first of them record it. Readers of 3 read 1 and 2 as
+well; `retention-ops upgrade` records that a lake is 3 and names the partitions worth computing again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from retention_ops.errors import NewerSchema, RetentionOpsError
 from retention_ops.warehouse.files import write_atomic
 
-LAKE_SCHEMA = 2
+LAKE_SCHEMA = 3
 FILE = "SCHEMA"
 
 

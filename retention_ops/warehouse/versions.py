@@ -231,6 +231,7 @@ class Store(Generic[V]):
         if not count:
             path.unlink()
             return draft
+        stamp(self.folder.parent)
         # without refunds the hash stays that of the orders alone, as it was before there could be any
         both = hashlib.sha256(f"{draft.content_sha256}\n{self._hash(con, table, path)}".encode()).hexdigest()
         return replace(draft, content_sha256=both, refunds=count)

@@ -18,6 +18,7 @@ from retention_ops.sources.check import check_source
 from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.schema import lake_schema
 from retention_ops.warehouse.versions import current_orders, orders_store
 from retention_ops_tests.conftest import settings_for
 from retention_ops_tests.sources import NOW, Shop, read
@@ -66,6 +67,15 @@ def test_refunds_are_kept_beside_the_orders_as_another_version_of_them(shop):
     assert read(version.path) == read(before.path) and version.content_sha256 != before.content_sha256
     changed = Changes(Lake(shop.settings))
     assert [changed.since(before.version, date(2024, 5, day)) for day in (8, 9, 20)] == [False, True, True]
+
+
+def test_the_first_refund_tells_older_releases_to_stay_away(shop):
+    lake = shop.settings.home / "lake"
+    (lake / "SCHEMA").write_text('{"schema": 2}')
+    take(shop, "O1,2024-05-20,0")
+    assert lake_schema(lake) == 2, "nothing was refunded"
+    take(shop, "O1,2024-05-20,40.00")
+    assert lake_schema(lake) == 3
 
 
 def test_the_same_refunds_again_change_nothing(shop):
