@@ -13,7 +13,7 @@ from retention_ops.warehouse.render import sql_folder
 
 SETTINGS: dict[str, dict[str, str]] = {
     "shopify": {
-        "SOURCE": "files", "SOURCE_PATH": "exports", "COMPLETED_STATUSES": "paid,partially_paid,partially_refunded",
+        "SOURCE": "files", "SOURCE_PATH": "exports", "COMPLETED_STATUSES": "paid,partially_paid,partially_refunded,refunded",
         "SHOP_TIMEZONE": "UTC", "CURRENCY": "EUR",
     },
     "postgres": {"SOURCE": "postgres", "SHOP_TIMEZONE": "UTC", "CURRENCY": "EUR"},

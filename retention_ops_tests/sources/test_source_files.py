@@ -211,11 +211,13 @@ def test_the_shopify_example_reads_the_export_as_it_is(tmp_path, monkeypatch):
     write_example("shopify", tmp_path)
     first, second = tmp_path / "exports" / "2026-02.csv", tmp_path / "exports" / "2026-03.csv"
     exported(
-        first, {"Name": "#1001", "Total": "25.50", "Created at": "2026-02-20 23:30:00 -0500", "Notes": 'said "yes",\ntwice'},
+        first, {"Name": "#1001", "Total": "25.50", "Created at": "2026-02-20 23:30:00 -0500", "Refunded Amount": "0.00", "Notes": 'said "yes",\ntwice'},
         {"Name": "#1002", "Total": "10.00", "Created at": "2026-02-21 10:00:00 -0500", "Email": "Ann@Example.com "},
         {"Name": "#1003", "Total": "10.00", "Created at": "2026-02-22 10:00:00 -0500", "Payment Method": "(for testing) Bogus Gateway"},
         {"Name": "#1004", "Total": "10.00", "Created at": "2026-02-23 10:00:00 -0500", "Cancelled at": "2026-02-23 12:00:00 -0500"},
         {"Name": "#1005", "Total": "10.00", "Created at": "2026-02-24 10:00:00 -0500", "Email": ""},
+        {"Name": "#1007", "Total": "8.00", "Created at": "2026-02-25 10:00:00 -0500", "Financial Status": "refunded",
+         "Refunded Amount": "8.00"},
         {"Name": "#1006", "Total": "10.00", "Created at": "2026-02-25 10:00:00 -0500", "Financial Status": "pending"},
     )
     exported(second, {"Name": "#1002", "Total": "12.00", "Created at": "2026-02-21 10:00:00 -0500"})  # edited since, exported again
@@ -225,7 +227,9 @@ def test_the_shopify_example_reads_the_export_as_it_is(tmp_path, monkeypatch):
         "source_sql": tmp_path / "sql/sources/orders.sql", "source_path": str(tmp_path / "exports")}))
     report = pull(lake, clock=lambda: NOW)
     kept = {row[0]: row[1:4] for row in read(lake.orders().path)}
-    assert {name: row[1:] for name, row in kept.items()} == {"#1001": (date(2026, 2, 21), 2550), "#1002": (date(2026, 2, 21), 1200)}
+    assert {name: row[1:] for name, row in kept.items()} == {"#1001": (date(2026, 2, 21), 2550), "#1002": (date(2026, 2, 21), 1200),
+                                                              "#1007": (date(2026, 2, 25), 800)}
+    assert [(row[1], row[4]) for row in read(lake.orders().refunds_path)] == [("#1007", 800)]
     assert kept["#1001"][0] == kept["#1002"][0], "the same address, however it is written, is one customer"
     assert kept["#1001"][0].startswith("h_"), "kept as a keyed hash"
     assert report.excluded == {"test order": 1, "status cancelled": 1, "status pending": 1}

@@ -48,7 +48,7 @@ from retention_ops.warehouse.catalog import TABLES
 from retention_ops.warehouse.freshness import freshness
 from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.log.test_runs_log import row
-from retention_ops_tests.shops import lake_with, small_shop
+from retention_ops_tests.shops import lake_with, refunded_shop, small_shop
 from retention_ops_tests.warehouse import test_bigquery_smoke
 from retention_ops_tests.warehouse.bigquery_server import BigQueryServer
 from retention_ops_tests.warehouse.engines import addressed, bigquery_with, on_bigquery
@@ -170,6 +170,25 @@ def test_a_queue_by_what_is_at_stake_is_the_lakes(server, tmp_path):
         assert set(rows["priority_tier"]) == {"P1", "P2", "P3"} and rows["spend_at_stake"].gt(0).any()
         found.append(rows)
     pd.testing.assert_frame_equal(*found, check_exact=True, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_refunds_are_subtracted_as_in_the_lake_and_are_gone_when_taken_back(server, tmp_path):
+    orders = refunded_shop(small_shop(), D, seed=7)
+    there, here = bigquery_with(server, orders, tmp_path / "there", min_sample=10), lake_with(orders, tmp_path / "here", min_sample=10)
+    for day in (D - timedelta(40), D):
+        for table in ("base_customers", "churn_detection", "customer_priority"):
+            found, expected = (table_for(home, table, day).drop(columns="created_at", errors="ignore") for home in (there, here))
+            pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False, obj=f"{table} of {day}")
+    there.refresh_views()
+    assert ("retention", "refunds") in server.tables
+    known = there.read("refunds", there.orders().version)
+    file = tmp_path / "none.csv"
+    known.assign(refund_amount=0)[["order_id", "refund_date", "refund_amount"]].to_csv(file, index=False)
+    ingest([file], "refunds", there.settings, replace=True)
+    table_for(there, "base_customers", D)
+    there.refresh_views()
+    assert there.orders().refunds == 0 and ("retention", "refunds") not in server.tables
 
 
 @pytest.mark.slow
@@ -618,7 +637,7 @@ def test_a_forgotten_customer_is_in_no_table_and_no_other_row_is_touched(server,
     monkeypatch.setenv("RETENTION_OPS_ID_KEY", "a-key-that-nobody-guesses-0123456789")
     everybody = sorted(set(small_shop()["customer_id"]))
     attributes = pd.DataFrame({"customer_id": everybody, "country": "DE"})
-    warehouse = bigquery_with(server, small_shop(), tmp_path / "home", min_sample=10, customers=attributes)
+    warehouse = bigquery_with(server, refunded_shop(small_shop(), D, seed=7), tmp_path / "home", min_sample=10, customers=attributes)
     days = [D]
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_dates(Loop(warehouse), days[0], D, instance).success

@@ -15,8 +15,9 @@ SELECT
   LOWER(TRIM(MAX("Email"))) AS customer_id,
   MAX("Created at") AS ordered_at,            -- 2026-01-31 18:05:00 -0500: has its zone, becomes the date in shop_timezone
   MAX("Total") AS order_amount,               -- after discounts, with taxes and shipping; "Subtotal" is without these two
+  MAX("Refunded Amount") AS refund_amount,    -- so far; what is more than at the pull before is a refund of the day it is first seen
   MAX("Currency") AS currency,                -- one per shop: convert here, or keep one of them
-  -- paid, partially_refunded, ...; which of them count is RETENTION_OPS_COMPLETED_STATUSES
+  -- paid, refunded, ...; an order refunded in full is still a visit, then worth 0; which of them count is RETENTION_OPS_COMPLETED_STATUSES
   CASE WHEN MAX("Cancelled at") IS NOT NULL THEN 'cancelled' ELSE MAX("Financial Status") END AS status,
   -- Shopify's gateway for tests; add your own, for instance addresses of your company
   COALESCE(MAX("Payment Method") ILIKE '%bogus%', FALSE) AS is_test
