@@ -19,7 +19,7 @@ from retention_ops.execute.redact import redact
 from retention_ops.log import forgotten, runs
 from retention_ops.log.traces import Traces, files_with
 from retention_ops.package.audiences import arm
-from retention_ops.package.erasure import packs_with
+from retention_ops.package.erasure import outbox_with, packs_with
 from retention_ops.package.pack import records
 from retention_ops.settings import Settings
 from retention_ops.warehouse.dialect import parquet_scan
@@ -61,7 +61,7 @@ def trace(lake: Warehouse, engine: Engine, traces: Traces) -> Trace:
             places[store.name] = sum(held.values())
     for table, _, _ in lake.parts_holding(ids):
         places[table] = places.get(table, 0) + 1
-    places["packs"] = len(packs_with(settings, traces))
+    places["packs"], places["outbox"] = len(packs_with(settings, traces)), len(outbox_with(settings, traces))
     with engine.connect() as connection:
         hand_overs, told = forgotten.exposed(connection, ids), forgotten.told(connection, traces)
         places["hand-overs under way"] = len(forgotten.pending(connection, ids))
@@ -115,7 +115,7 @@ def _source_files(settings: Settings) -> Iterator[tuple[str, datetime]]:
 
 def _others(settings: Settings, traces: Traces) -> Iterator[Path]:
     """Files of the home that are none of our state and name the person, such as exports somebody put there."""
-    ours = {"lake", "action_packs", "dagster", "tmp", "ops.sqlite", "ops.sqlite-wal", "ops.sqlite-shm", "warehouse.duckdb"}
+    ours = {"lake", "action_packs", "outbox", "dagster", "tmp", "ops.sqlite", "ops.sqlite-wal", "ops.sqlite-shm", "warehouse.duckdb"}
     for path in sorted(settings.home.glob("*")):
         if path.name in ours:
             continue
@@ -159,10 +159,11 @@ def export(lake: Warehouse, engine: Engine | None, customer_id: str, now: dateti
         "named_in": [{"date": row["alert_date"], "what": f"{row['slot']} {row['kind']}", "by": row["destination"], "state": row["state"],
                       "where": row["external_url"] or row["external_id"]} for row in told],
         "packs": {name.partition(".")[0]: files for name, files in packs_with(settings, traces).items()},
+        "outbox": outbox_with(settings, traces),
         "asked_about": asked,
         "would_be_held_out": arm(customer_id, settings) == "holdout",
     }
-    held = ("orders", "attributes", "suppression", "facts", "priority", "hand_overs", "named_in", "packs", "asked_about")
+    held = ("orders", "attributes", "suppression", "facts", "priority", "hand_overs", "named_in", "packs", "outbox", "asked_about")
     return {"held": any(found[name] for name in held), **found}
 
 
@@ -231,6 +232,7 @@ def as_markdown(found: dict[str, Any], currency: str) -> str:
         f"{row['date']}: {row['what']} by {row['by']}, {row['state']}" + (f", {row['where']}" if row["where"] else "")
         for row in found["named_in"]])
     lines += _section("Action Packs", [f"{day}: {', '.join(files)}" for day, files in found["packs"].items()])
+    lines += _section("Outbox", found["outbox"])
     lines += _section("Questions of assistants about this customer", [str(found["asked_about"])] if found["asked_about"] else [])
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from retention_ops.execute.respond import Responder
 from retention_ops.log import forgotten, runs
 from retention_ops.log.database import actions, lock_responses
 from retention_ops.log.traces import Traces, scrub_files
-from retention_ops.package.erasure import erase_from_packs, relabel_lists
+from retention_ops.package.erasure import erase_from_outbox, erase_from_packs, relabel_lists
 from retention_ops.person import Trace, stores, to_withdraw, trace
 from retention_ops.sources.identity import Identity
 from retention_ops.warehouse.files import clear_abandoned
@@ -111,6 +111,7 @@ def _erase(
     progress("Action Packs")
     did("packs", erase_from_packs(settings, traces, responder.clock()))
     relabel_lists(lake)
+    did("outbox", erase_from_outbox(settings, traces))
     progress("ops database")
     did("ops database", _erase_from_database(responder, ids, traces))
     progress("Dagster's storage")

@@ -1,4 +1,5 @@
-"""Takes a forgotten customer out of Action Packs: out of the lists by their column, out of briefs, outbox and log by their text.
+"""Takes a forgotten customer out of Action Packs: out of the lists by their column, out of briefs, outbox and log by their text; and
+out of the home's own outbox, which holds what belongs to no pack.
 
 Facts and alert versions stay as they were told, so a pack still proves which result it was built from. What changes is written into the
 manifest: each changed file with its new hash, the lists' new audience_sha256 (as a pack built now would have it, so that nothing counts
@@ -52,6 +53,19 @@ def erase_from_packs(settings: Settings, traces: Traces, now: datetime) -> int:
             elif _erase_from(build, traces, now):
                 changed += 1
     return changed
+
+
+def outbox_with(settings: Settings, traces: Traces) -> list[str]:
+    """Files of the home's outbox that name the person."""
+    return [name for name, path in _texts(settings.outbox) if _changed(path, traces) is not None]
+
+
+def erase_from_outbox(settings: Settings, traces: Traces) -> int:
+    """Rewrites every file that names the person; returns how many."""
+    found = [(path, changed[0]) for _, path in _texts(settings.outbox) if (changed := _changed(path, traces)) is not None]
+    for path, data in found:
+        write_atomic(path, data, mode=0o600)
+    return len(found)
 
 
 def relabel_lists(lake: Warehouse) -> None:

@@ -141,6 +141,9 @@ class Shop:
         (self.home / "tmp" / "ingest-killed" / "rows.csv").write_text(self.given)
         (self.home / "action_packs" / ".builds" / "2024-01-01.abandoned").mkdir()
         (self.home / "action_packs" / ".builds" / "2024-01-01.abandoned" / "audience_P1.csv").write_text(self.held)
+        lost = self.home / "outbox" / "2024-01-01"  # the comment on an incident whose pack has expired
+        lost.mkdir(parents=True)
+        (lost / "ticket_comment.json").write_text(json.dumps({"content": {"text": f"over\n{self.held} came back"}}))
         with ops_database(self.settings) as engine, engine.begin() as connection:
             key = connection.execute(sa.select(ledger.actions.c.key).limit(1)).scalar_one()
             connection.execute(pending_handovers.insert().values(action_key=key, arms={"P1": {"treated": [self.held] * 200}}))
@@ -246,7 +249,7 @@ def erased(forgotten_once, monkeypatch):
 def test_no_trace_is_left_but_the_keyed_mark(erased):
     shop, outcome = erased.shop, erased.outcome
     places = {place.split("/")[0] for place in erased.before}
-    assert places >= {"lake", "action_packs", "dagster", "ops.sqlite", "tmp"}, f"the search itself: {sorted(erased.before)}"
+    assert places >= {"lake", "action_packs", "outbox", "dagster", "ops.sqlite", "tmp"}, f"the search itself: {sorted(erased.before)}"
     assert traces(shop.home, shop.held, shop.given) == {}
     assert sent(shop) == erased.messages, "a forget sends nothing"
     assert any("slack post" in text and "http" in text for text in outcome.unreached), outcome.unreached

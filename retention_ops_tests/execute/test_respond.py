@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -12,6 +13,8 @@ import sqlalchemy as sa
 
 from retention_ops.errors import SettingsError
 from retention_ops.execute import incidents, ledger
+from retention_ops.execute.destinations.local import Local
+from retention_ops.execute.destinations.seam import Outgoing, Rejected
 from retention_ops.execute.door import HALTED
 from retention_ops.log import runs
 from retention_ops.log.database import approvals, pending_handovers
@@ -241,6 +244,22 @@ def test_a_pack_that_cannot_be_built_is_logged_and_nothing_is_planned(stage):
     assert stage.actions() == stage.answers() == [] and stage.world.tally() == {}
     stage.settings.packs.unlink()
     assert stage.responder().answer(WARNINGS[1])["status"] == "success", "a failed answer is no answer"
+
+
+def test_a_follow_up_of_a_date_whose_pack_is_gone_lies_in_the_homes_outbox(stage):
+    local = Local(stage.settings, "live")
+    stage.answer(DAY)
+    for name, gone in (("ticket", False), ("ticket_comment", True)):
+        if gone:
+            shutil.rmtree(stage.settings.packs)
+        planned = Outgoing(key=name, kind="comment", target=f"{DAY}/{name}", payload={"text": "over"})
+        assert local.send(planned).external_id == f"local:{DAY}/{name}"
+        pack = find_pack(stage.settings, DAY)
+        lies = (stage.settings.outbox / str(DAY) if gone else pack.folder / OUTBOX) / f"{name}.json"
+        assert json.loads(lies.read_text())["content"] == {"text": "over"} and lies.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(Rejected, match="has no Action Pack"):
+        local.send(Outgoing(key="x", kind="export", target=f"{DAY}/x", payload={"worksheets": [{"file": "a.csv", "rows": 0}]},
+                            files={"a.csv": b""}))
 
 
 def test_missing_settings_of_a_destination_are_logged_with_the_reason(stage):

@@ -18,7 +18,8 @@ KINDS = ("post", "reply", "chart", "update", "create", "comment", "priority", "r
 
 
 class Local:
-    """The default for every destination, and the only one in shadow. `target` is '<date>/<name>' of the file to write."""
+    """The default for every destination, and the only one in shadow. `target` is '<date>/<name>' of the file to write: into that date's
+    pack, or where it has none, expired or lost with its machine, into the home's outbox."""
 
     name = "local"
     lookups: ClassVar = {kind: Lookup(repeatable=True) for kind in KINDS}
@@ -39,13 +40,20 @@ class Local:
             "idempotency_key": action.key, "content": dict(action.payload),
         }
         data = json.dumps(body, indent=1, ensure_ascii=False).encode()
-        if slot in QUIET_SLOTS:  # said also on days without a pack: those without data most of all
+        # said also on days without a pack: those without data most of all; and an incident may outlive the pack it was opened with
+        if slot in QUIET_SLOTS or not self._has_pack(day):
             path = self.settings.outbox / f"{action.target}.json"
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(path, data, mode=0o600)
             return Receipt(external_id=f"local:{action.target}", detail={"file": path.as_posix()})
         self._write(day, file, data, 1)
         return Receipt(external_id=f"local:{action.target}", detail={"file": file})
+
+    def _has_pack(self, day: str) -> bool:
+        try:
+            return find_pack(self.settings, date.fromisoformat(day)) is not None
+        except PackError:
+            return True  # one that cannot be read is somebody's to mend, not to pass by
 
     def _keep(self, action: Outgoing, day: str) -> Receipt:
         """A list somebody asked for as a file: it lies in the pack, and goes when the pack is built again or expires."""
