@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,6 +79,26 @@ def test_every_name_in_the_environment_files_is_one_that_something_reads():
     secret = [name for file in ("postgres", "retention-ops", "destinations") for name, value in environment_of(file).items()
               if re.search("PASSWORD$|TOKEN$", name) and value]
     assert secret == [], "an example holds a secret"
+
+
+def test_what_the_image_copies_is_all_that_the_package_is_built_from(tmp_path):
+    text = (DEPLOY / "Containerfile").read_text().split("\nFROM ")[1]
+    for line in re.findall(r"^COPY (.+)$", text, flags=re.M):
+        *sources, target = line.split()
+        for source in sources:
+            place = tmp_path / target / source if target == "./" else tmp_path / target
+            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+            copy(ROOT / source, place)
+    built = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "wheels", "."],
+                           cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    there = {path.relative_to(ROOT / "sql").as_posix() for path in (ROOT / "sql").rglob("*.sql")}
+    assert {f"retention_ops/sql/{name}" for name in there} <= inside
+    assert {f"retention_ops/runbooks/{path.name}" for path in (ROOT / "docs" / "runbooks").glob("*.md")} <= inside
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "retention_ops").rglob("*") if path.is_file()}
+    assert {name for name in ours if not name.endswith((".pyc", ".mako"))} <= inside, "all but the template of new migrations"
 
 
 def test_the_image_is_pinned_takes_what_exists_and_runs_as_nobody_in_particular(compose):

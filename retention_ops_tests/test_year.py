@@ -195,6 +195,11 @@ def the_machine_is_lost(installation: year.Installation, messages: Any, backup: 
     assert year.keys_at_slack(messages) == before
     installation.clock.forward(minutes=20)
     found = installation.reconcile()
+    if found.missing:  # corrections came of dates that nobody rebuilds by themselves; the command names them
+        assert not found.lifted
+        installation.compute(found.missing[0], found.missing[-1])
+        assert year.keys_at_slack(messages) == before
+        found = installation.reconcile()
     assert found.lifted and set(found.answered) >= {SAVED, SAVED + timedelta(1)} and found.adopted, found
     installation.look()
     installation.advised()  # the tables that are not in a backup
