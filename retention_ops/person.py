@@ -5,6 +5,7 @@ As plain values for any door to show. Nothing here changes anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -103,8 +104,18 @@ def _unreached(lake: Warehouse, engine: Engine, traces: Traces, told: Sequence[d
     if engine.dialect.name == "postgresql":
         found.append("the write-ahead log and backups of the Postgres server")
     home = lake.settings.home
+    if where := _dagsters_server(home):
+        found.append(f"Dagster's own storage in {where}: it holds counts and hashes, but what a failed run said may name a customer; "
+                     "search its table event_logs")
     found += [f"{path.relative_to(home)} in {home}: not a file of ours" for path in _others(lake.settings, traces)]
     return [redact(text) for text in dict.fromkeys([*found, *NOT_OURS])]
+
+
+def _dagsters_server(home: Path) -> str:
+    """The kind of server Dagster keeps its events in, where that is not a file of the home."""
+    config = home / "dagster" / "dagster.yaml"
+    found = re.search(r"^storage:\s+(postgres|mysql)\b", config.read_text(encoding="utf-8"), flags=re.M) if config.is_file() else None
+    return {"postgres": "Postgres", "mysql": "MySQL"}[found[1]] if found else ""
 
 
 def _source_files(settings: Settings) -> Iterator[tuple[str, datetime]]:

@@ -30,7 +30,7 @@ from retention_ops.detect.compute import alert_history
 from retention_ops.errors import RetentionOpsError, SettingsError
 from retention_ops.execute import ledger
 from retention_ops.execute.destinations.choice import WITHDRAWAL_SLOT
-from retention_ops.execute.forget import forget
+from retention_ops.execute.forget import forget, preview
 from retention_ops.execute.respond import Responder
 from retention_ops.launch import run_dates
 from retention_ops.log import forgotten, runs
@@ -128,6 +128,10 @@ class Shop:
     def forget(self, **changes):
         with ops_database(self.settings) as engine:
             return forget(self.responder(engine, **changes), [self.held], identity_of(self.settings), [self.given])
+
+    def unreached(self) -> list[str]:
+        with ops_database(self.settings) as engine:
+            return preview(self.responder(engine), [self.held]).unreached
 
     def asked_by_an_assistant(self) -> None:
         with ops_database(self.settings) as engine, engine.begin() as connection:
@@ -424,6 +428,12 @@ def test_rows_are_gone_on_either_database(engine):
 
 def command(shop: Shop, *words: str, **options: Any):
     return CliRunner().invoke(app, ["--home", str(shop.home), *words], **options)
+
+
+def test_where_dagster_keeps_its_events_on_a_server_that_is_named_as_not_reached(shop):
+    assert "event_logs" not in " ".join(shop.unreached())
+    shutil.copy(Path(__file__).parents[2] / "deploy" / "dagster.yaml", shop.home / "dagster" / "dagster.yaml")
+    assert "Dagster's own storage in Postgres" in " ".join(shop.unreached())
 
 
 def test_the_command_looks_without_touching_anything(shop):
