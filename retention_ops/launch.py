@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +18,16 @@ import dagster as dg
 from retention_ops.definitions import build_defs
 from retention_ops.errors import RetentionOpsError, UsageError
 from retention_ops.log.dagster_events import BATCH_SIZE, BATCH_VARIABLE
-from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, partitions
+from retention_ops.orchestration import (
+    JOB,
+    PROCESS_TAG,
+    RANGE_END,
+    RANGE_START,
+    Loop,
+    close_killed_runs,
+    partitions,
+    process_mark,
+)
 from retention_ops.settings import Settings
 from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.freshness import KEPT_FOR_EVER
@@ -26,8 +35,6 @@ from retention_ops.warehouse.seam import Warehouse
 
 FIRST_SHIPPED = "65ee01a21ecc681cbb1d1fad26ce975aca77b8371f5740a85da75a9e0046598c"
 """the dagster.yaml of homes from before its hash was kept beside it"""
-PROCESS_TAG = "retention_ops/process"
-UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED]
 
 
 @dataclass(frozen=True)
@@ -68,32 +75,11 @@ def instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
-def close_killed_runs(stored: dg.DagsterInstance) -> list[str]:
-    """Marks runs as failed whose command was killed on this machine; returns their ids."""
-    closed = []
-    for run in stored.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        host, _, process = run.tags.get(PROCESS_TAG, "").partition(":")
-        if host == socket.gethostname() and process.isdigit() and not _alive(int(process)):
-            stored.report_run_failed(run, "the command that ran it was killed; run it again")
-            closed.append(run.run_id)
-    return closed
-
-
 def runs_under_way(stored: dg.DagsterInstance) -> list[str]:
     """Ids of runs that have begun and not ended; those whose command was killed are closed first."""
     close_killed_runs(stored)
     begun = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     return [run.run_id for run in stored.get_runs(dg.RunsFilter(statuses=begun))]
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def check_dates(settings: Settings, lake: Warehouse, first: date, last: date) -> None:
@@ -115,7 +101,8 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
     """Runs the daily loop for one date, or for a range in one run, on this home's Dagster instance or on `stored`."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     check_dates(loop.settings, loop.lake, first, last)
-    tags = {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}"}
+    run_id = str(uuid.uuid4())
+    tags = {PROCESS_TAG: process_mark(run_id)}
     dates: dict[str, Any] = {"partition_key": first.isoformat()}
     if last > first:
         dates = {}
@@ -124,7 +111,7 @@ def run_dates(loop: Loop, first: date, last: date, stored: dg.DagsterInstance | 
         close_killed_runs(stored)
         job = build_defs(loop.settings, loop).resolve_job_def(JOB)
         result = job.execute_in_process(
-            instance=stored, raise_on_error=False, tags=tags, **dates,
+            instance=stored, raise_on_error=False, run_id=run_id, tags=tags, **dates,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
     errors = [(step, _root(error)) for step, error in _step_errors(result)]

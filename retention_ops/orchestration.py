@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,7 +22,7 @@ from retention_ops.detect.compute import Workspace, priority_order, workspace
 from retention_ops.execute import health
 from retention_ops.execute.destinations.seam import Destination
 from retention_ops.execute.respond import Responder
-from retention_ops.log import settings_history
+from retention_ops.log import runs, settings_history
 from retention_ops.log.database import ops_database
 from retention_ops.settings import Settings
 from retention_ops.warehouse.catalog import TABLES
@@ -29,6 +32,11 @@ from retention_ops.warehouse.versions import OrdersVersion
 OWNERS = ["team:retention"]
 JOB = "daily_loop"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+PROCESS_TAG = "retention_ops/process"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 FIRST_PARTITION_WITHOUT_ORDERS = date(2020, 1, 1)
 
 
@@ -100,16 +108,56 @@ def dates_of(tags: Mapping[str, str]) -> dict[str, date | None]:
     return {"first_date": date.fromisoformat(first) if first else None, "last_date": date.fromisoformat(last) if last else None}
 
 
-def failed_dates(stored: dg.DagsterInstance, newest: date) -> tuple[date, date] | None:
+def dates_to_repeat(stored: dg.DagsterInstance, settings: Settings, newest: date) -> tuple[date, date] | None:
     """The dates of the newest run of the daily loop where it failed and `newest` is one of them: its alert may be stored, its pack and
-    its answer are not. A failure about older dates alone is somebody's own run, and waits for them."""
+    its answer are not. A failure about older dates alone is somebody's own run, and waits for them; where the answer was written and
+    failed outside, the sensors go on with it and nothing has to be computed again."""
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     for record in stored.get_run_records(dg.RunsFilter(job_name=JOB, statuses=ended), limit=1):
         dates = dates_of(record.dagster_run.tags)
         first, last = dates["first_date"], dates["last_date"]
         if record.dagster_run.status == dg.DagsterRunStatus.FAILURE and first and first <= newest <= last:
-            return first, last
+            with ops_database(settings) as engine:
+                return None if runs.response_failed(engine, record.dagster_run.run_id) else (first, last)
     return None
+
+
+# --- which process a run lives in: Dagster itself asks only whether a run takes too long -----------------------------
+
+
+def process_mark(run_id: str, process: int | None = None) -> str:
+    """What PROCESS_TAG says of a run in this process: host, process, when that began, and the run, because a re-execution copies tags."""
+    process = process or os.getpid()
+    return f"{socket.gethostname()}:{process}:{_began(process)}:{run_id}"
+
+
+def close_killed_runs(stored: dg.DagsterInstance) -> list[str]:
+    """Ends runs whose process on this machine is no more; returns their ids."""
+    closed = []
+    for run in stored.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        host, process, began, of_run = (*run.tags.get(PROCESS_TAG, "").split(":"), "", "", "", "")[:4]
+        if host != socket.gethostname() or of_run != run.run_id or _began(int(process)) == began:
+            continue
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            stored.report_run_canceled(run)
+        else:
+            stored.report_run_failed(run, "the process that ran it was killed; run it again")
+        closed.append(run.run_id)
+    return closed
+
+
+def _began(process: int) -> str:
+    """Tells a process from a later one of the same number; empty where there is none."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]  # since the machine's start, in ticks
+    except OSError:
+        return "unknown"
 
 
 def _moment(seconds: float | None) -> datetime | None:

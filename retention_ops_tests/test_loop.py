@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import uuid
+from collections.abc import Callable
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -14,10 +18,10 @@ import pytest
 from retention_ops.definitions import build_defs, build_loop
 from retention_ops.detect import compute
 from retention_ops.errors import UsageError
-from retention_ops.launch import PROCESS_TAG, close_killed_runs, instance, mismatches, run_dates
+from retention_ops.launch import instance, mismatches, run_dates
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
-from retention_ops.orchestration import JOB
+from retention_ops.orchestration import JOB, PROCESS_TAG, close_killed_runs, process_mark
 from retention_ops.package.pack import find_pack, verify
 from retention_ops.sources.ingest import ingest
 from retention_ops.status import stale_packs
@@ -344,16 +348,29 @@ def test_dates_outside_the_partitions_are_refused_with_the_reason(tmp_path):
 
 
 def test_a_killed_command_does_not_leave_a_run_started_for_ever(tmp_path):
-    import socket
-
     loop = make_loop(tmp_path / "home")
-    with instance(loop.settings) as stored:
+    with instance(loop.settings) as stored, subprocess.Popen(["sleep", "60"]) as child:
         job = build_defs(loop.settings, loop).resolve_job_def(JOB)
-        dead = stored.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: f"{socket.gethostname()}:999999999"})
-        elsewhere = stored.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: "another-host:1"})
-        assert close_killed_runs(stored) == [dead.run_id]
-        assert stored.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
-        assert stored.get_run_by_id(elsewhere.run_id).status == dg.DagsterRunStatus.STARTED
+
+        def begun(mark: Callable[[str], str], status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED) -> str:
+            run_id = str(uuid.uuid4())
+            return stored.create_run_for_job(job, run_id=run_id, status=status, tags={PROCESS_TAG: mark(run_id)}).run_id
+
+        def reused(run_id: str) -> str:
+            host, process, began, of_run = process_mark(run_id).split(":")
+            return f"{host}:{process}:{int(began) - 1}:{of_run}"
+
+        killed = partial(process_mark, process=child.pid)
+        dead, canceled = begun(killed), begun(killed, dg.DagsterRunStatus.CANCELING)
+        assert close_killed_runs(stored) == [], "it lives"
+        child.kill()
+        child.wait()
+        alive = [begun(process_mark), begun(lambda run_id: "another-host:1:1:" + run_id), begun(lambda run_id: killed("its parent's"))]
+        number_taken = begun(reused)
+        assert set(close_killed_runs(stored)) == {dead, canceled, number_taken}
+        ended = {run_id: stored.get_run_by_id(run_id).status for run_id in (dead, canceled, number_taken, *alive)}
+        failed, started = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
+        assert list(ended.values()) == [failed, dg.DagsterRunStatus.CANCELED, failed, started, started, started]
 
 
 @pytest.mark.slow

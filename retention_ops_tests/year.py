@@ -40,7 +40,7 @@ from retention_ops.execute.sensors import alert_sensor, follow_up_sensor, quiet_
 from retention_ops.launch import instance, run_dates
 from retention_ops.log import runs
 from retention_ops.log.database import answers, ops_database
-from retention_ops.orchestration import failed_dates, open_responder
+from retention_ops.orchestration import dates_to_repeat, open_responder
 from retention_ops.package.pack import records
 from retention_ops.settings import Settings
 from retention_ops.sources.check import check_once, check_source, record_check
@@ -613,7 +613,9 @@ class Daemon(Quick):
         self._lose()
 
     def failed(self) -> tuple[date, date] | None:
-        return failed_dates(self.stored, self.today - timedelta(1)) if self._through_dagster(self.today) else None
+        if not self._through_dagster(self.today):
+            return None
+        return dates_to_repeat(self.stored, self.settings, self.today - timedelta(1))
 
     def compute(self, first: date, last: date) -> None:
         if not self._through_dagster(self.today):

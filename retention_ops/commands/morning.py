@@ -72,8 +72,8 @@ def _failed(settings: Settings, newest: date) -> tuple[date, date] | None:
     if not (settings.home / "dagster").is_dir():
         return None
     from retention_ops.launch import close_killed_runs, instance
-    from retention_ops.orchestration import failed_dates
+    from retention_ops.orchestration import dates_to_repeat
 
     with instance(settings) as stored:
         close_killed_runs(stored)
-        return failed_dates(stored, newest)
+        return dates_to_repeat(stored, settings, newest)

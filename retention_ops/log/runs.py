@@ -84,6 +84,13 @@ def by_date(engine: Engine, first: date, last: date) -> dict[date, list[dict[str
     return found
 
 
+def response_failed(engine: Engine, run_id: str) -> bool:
+    """Whether a run got as far as its response, and that failed."""
+    query = sa.select(ops_runs_log.c.position).where(ops_runs_log.c.run_id == run_id, ops_runs_log.c.status == "failed").limit(1)
+    with engine.connect() as connection:
+        return connection.execute(query).first() is not None
+
+
 def failed_dates(log: Iterable[Mapping[str, Any]]) -> list[date]:
     """Dates whose answer failed and did not succeed later, by rows in the order they were written."""
     failed: dict[date, None] = {}

@@ -7,7 +7,7 @@ import dagster as dg
 from retention_ops.errors import RetentionOpsError
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
-from retention_ops.orchestration import RANGE_END, CheckTally, Loop, check_specs, described
+from retention_ops.orchestration import PROCESS_TAG, RANGE_END, CheckTally, Loop, check_specs, described, process_mark
 from retention_ops.sources.check import check_once
 from retention_ops.sources.morning import owed
 from retention_ops.sources.pull import PullReport, pull
@@ -15,6 +15,7 @@ from retention_ops.sources.pull import PullReport, pull
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
 def orders(context: dg.AssetExecutionContext, loop: dg.ResourceParam[Loop]) -> dg.MaterializeResult:
+    context.instance.add_run_tags(context.run_id, {PROCESS_TAG: process_mark(context.run_id)})  # a schedule cannot know the process
     pulled = _pulled(context, loop)
     with loop.workspace(context.run_id) as space:
         version = space.orders

@@ -5,15 +5,11 @@ from datetime import date
 
 import dagster as dg
 
-from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop, failed_dates
+from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, UNFINISHED, Loop, close_killed_runs, dates_to_repeat
 from retention_ops.settings import Settings
 from retention_ops.sources.morning import Morning, owed
 
 PULL_JOB = "pull_orders"
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def morning_schedule(settings: Settings) -> dg.ScheduleDefinition:
@@ -27,12 +23,14 @@ def morning_schedule(settings: Settings) -> dg.ScheduleDefinition:
                     f"{settings.data_deadline}; catches up what was missed, oldest first.",
     )
     def daily_loop_schedule(context: dg.ScheduleEvaluationContext, loop: dg.ResourceParam[Loop]):
+        if killed := close_killed_runs(context.instance):
+            return dg.SkipReason(f"run {killed[0]} was killed; Dagster may be about to repeat it")
         busy = [run for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if run.job_name in (JOB, PULL_JOB)]
         if busy:
             return dg.SkipReason(f"run {busy[0].run_id} is not finished")
         morning = owed(loop.lake, loop.clock)
         found = list(_requests(morning, loop))
-        if not found and (failed := failed_dates(context.instance, morning.newest)):
+        if not found and (failed := dates_to_repeat(context.instance, loop.settings, morning.newest)):
             found = [_run(*failed, f"again:{morning.slot}")]
         return found or dg.SkipReason(morning.waits or f"{morning.newest} is computed and nothing was missed")
 

@@ -1,5 +1,7 @@
 """Which dates a morning owes: yesterday, what was missed, what was corrected; and how long it waits for data that does not come."""
 
+import subprocess
+import uuid
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -8,13 +10,16 @@ import pytest
 
 from retention_ops.definitions import build_defs
 from retention_ops.launch import run_dates
-from retention_ops.orchestration import JOB, RANGE_END, RANGE_START, Loop
+from retention_ops.log import runs
+from retention_ops.log.database import ops_database
+from retention_ops.orchestration import JOB, PROCESS_TAG, RANGE_END, RANGE_START, Loop, process_mark
 from retention_ops.settings import Settings
 from retention_ops.sources import sensors
 from retention_ops.sources.ingest import ingest
 from retention_ops.sources.morning import owed
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.execute.stage import store_alerts
+from retention_ops_tests.log.test_runs_log import row
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST, TODAY = date(2024, 3, 1), date(2024, 4, 3)
@@ -208,6 +213,38 @@ def test_a_run_that_failed_after_its_alerts_were_stored_is_asked_for_again_each_
         older = YESTERDAY - timedelta(3)
         assert not run_dates(Loop(shop.lake, shop.clock), older, older, stored).success
         assert not tick(shop, stored).run_requests, "older dates are somebody's own matter"
+
+
+def test_a_run_whose_answer_failed_outside_is_not_computed_again(shop):
+    """A ticket that is refused is the sensors' matter, and a person's."""
+    store_alerts(shop.lake, YESTERDAY, YESTERDAY)
+    with dg.instance_for_test() as stored:
+        job = build_defs(shop.settings, Loop(shop.lake, shop.clock)).resolve_job_def(JOB)
+        tags = {"dagster/partition": str(YESTERDAY)}
+        failed = stored.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=tags).run_id
+        assert tick(shop, stored).run_requests
+        with ops_database(shop.settings) as engine:
+            runs.append(engine, row(run_id=failed, alert_date=YESTERDAY, status="failed"))
+        assert not tick(shop, stored).run_requests
+
+
+def test_a_run_whose_process_was_killed_does_not_hold_up_the_schedule(shop):
+    with dg.instance_for_test() as stored, subprocess.Popen(["true"]) as gone:
+        gone.wait()
+        run_id = str(uuid.uuid4())
+        job = build_defs(shop.settings, Loop(shop.lake, shop.clock)).resolve_job_def(JOB)
+        mark = process_mark(run_id, gone.pid)
+        stored.create_run_for_job(job, run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: mark.replace("::", ":1:")})
+        assert f"run {run_id} was killed" in tick(shop, stored).skip_message
+        assert stored.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
+        assert tick(shop, stored).run_requests
+
+
+def test_every_run_of_the_loop_says_which_process_it_lives_in(shop):
+    with dg.instance_for_test() as stored:
+        job = build_defs(shop.settings, Loop(shop.lake, shop.clock)).resolve_job_def("pull_orders")
+        run = job.execute_in_process(instance=stored)
+        assert stored.get_run_by_id(run.run_id).tags[PROCESS_TAG] == process_mark(run.run_id)
 
 
 def test_while_it_waits_the_schedule_says_so(shop):
