@@ -287,6 +287,9 @@ class Settings(BaseSettings):
             raise ValueError("source=bigquery needs RETENTION_OPS_BIGQUERY_PROJECT, RETENTION_OPS_BIGQUERY_LOCATION")
         if self.source == "files" and not self.source_path:
             raise ValueError("source=files needs RETENTION_OPS_SOURCE_PATH")
+        if self.data_deadline <= self.schedule_time:
+            raise ValueError(f"data_deadline ({self.data_deadline}) must be after schedule_time ({self.schedule_time}): in between "
+                             "the morning waits for its orders")
         if self.warning_pct >= self.critical_pct:
             raise ValueError(f"warning_pct ({self.warning_pct}) must be below critical_pct ({self.critical_pct})")
         if self.shortfall_warning >= self.shortfall_critical:

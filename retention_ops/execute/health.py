@@ -26,6 +26,7 @@ from retention_ops.log import runs
 from retention_ops.log.database import actions, health_causes, lock_responses, loop_runs, ops_runs_log, source_checks
 from retention_ops.log.exposures import insert_once
 from retention_ops.settings import REAL_MODES, TRIAL, Settings
+from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.seam import Warehouse
 
 RUN_FAILED, DATA_LATE, SOURCE_OFF = "run_failed", "data_late", "source_check_off"
@@ -121,7 +122,7 @@ def found(connection: Connection, lake: Warehouse, settings: Settings, now: date
     """The same inside a transaction."""
     yield from _failed_run(connection, now)
     yield from _late_data(lake, settings, now)
-    yield from _source_off(connection)
+    yield from _source_off(connection, settings)
     yield from _waiting_actions(connection, now)
     yield from _alert_frequency(connection, lake, settings)
 
@@ -134,7 +135,8 @@ def expected_through(settings: Settings, now: datetime) -> date:
 
 
 def good_day(connection: Connection, lake: Warehouse, day: date) -> bool:
-    """Whether D's orders were all in and the newest run of D succeeded."""
+    """Whether D's orders were all in, the newest run of D succeeded, and D was computed from them: orders that came after an incomplete
+    day was computed make it good only when it is computed again."""
     orders = lake.orders()
     if orders is None or orders.complete_through < day:
         return False
@@ -142,7 +144,8 @@ def good_day(connection: Connection, lake: Warehouse, day: date) -> bool:
         sa.select(loop_runs.c.status).where(loop_runs.c.first_date <= day, loop_runs.c.last_date >= day)
         .order_by(loop_runs.c.id.desc()).limit(1)
     ).scalar()
-    return newest == "success"
+    return newest == "success" and lake.exists("alert_logic", day) and not Changes(lake).since(
+        lake.provenance("alert_logic", day).get("orders_version", ""), day)
 
 
 def _failed_run(connection: Connection, now: datetime) -> Iterator[Cause]:
@@ -191,9 +194,9 @@ def _late_data(lake: Warehouse, settings: Settings, now: datetime) -> Iterator[C
                                f"{settings.data_deadline} {settings.shop_timezone}.")
 
 
-def _source_off(connection: Connection) -> Iterator[Cause]:
+def _source_off(connection: Connection, settings: Settings) -> Iterator[Cause]:
     row = _newest_check(connection)
-    if row and not row["ok"]:
+    if row and not row["ok"] and settings.source:  # who went back to files has nothing left to agree with
         yield Cause(SOURCE_OFF, f"The orders here differ from the source on {len(row['differences']) or 'some'} "
                                 f"{'date' if len(row['differences']) == 1 else 'dates'} up to {row['day']}.")
 

@@ -5,16 +5,19 @@ No order is written. That they differ is a matter for the data owner: what was f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+import duckdb
 from sqlalchemy.engine import Engine
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError
 from retention_ops.execute import health
-from retention_ops.sources.pull import Desk, desk
+from retention_ops.log import runs
+from retention_ops.sources.pull import Desk, desk, pull
 from retention_ops.sources.reader import dialect_of, open_reader
 from retention_ops.sources.reading import Progress
 from retention_ops.sources.refunds import IN_CENTS
@@ -108,6 +111,7 @@ def _difference(item: Day) -> dict[str, Any]:
 def check_once(lake: Warehouse, engine: Engine, clock: Clock = system_clock, progress: Progress = lambda text: None) -> CheckReport | None:
     """The check that nobody has to ask for, after a pull: once for each newest complete date, and again while the last one was off.
 
+    The source goes on between a pull and its check: where they differ, it is pulled and compared once more, and only that counts.
     Returns None where it was not due, or where the source went away since the pull: then the next pull is followed by it.
     """
     orders, newest = lake.orders(), health.newest_source_check(engine)
@@ -115,9 +119,14 @@ def check_once(lake: Warehouse, engine: Engine, clock: Clock = system_clock, pro
         return None
     try:
         report = check_source(lake, clock=clock, progress=progress)
-    except RetentionOpsError as error:
+    except (RetentionOpsError, duckdb.Error) as error:  # no reason to fail a morning whose pull succeeded
         progress(f"the orders could not be compared with their source: {error}")
         return None
+    if report.off:
+        with suppress(RetentionOpsError, duckdb.Error):  # a source that cannot be pulled is off as it was found
+            pull(lake, clock=clock, progress=progress)
+            runs.record_ingestions(engine, "orders", lake.orders_versions())
+            report = check_source(lake, clock=clock, progress=progress)
     record_check(engine, report, clock)
     return report
 

@@ -16,7 +16,7 @@ from retention_ops.package.digest import at_other_lines, render_markdown, render
 from retention_ops.package.pack import records
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.conftest import LAST_DAY, settings_for
-from retention_ops_tests.execute.stage import DAY, RISE, Killed, staged
+from retention_ops_tests.execute.stage import DAY, RISE, Killed, staged, store_alerts
 from retention_ops_tests.shops import lake_with, small_shop
 
 FIRST = date(2024, 2, 1)
@@ -145,7 +145,7 @@ def test_an_empty_shop_has_a_digest_too(tmp_path):
 
 
 def test_open_matters_are_named(template, tmp_path):
-    with staged(template, tmp_path) as stage:
+    with staged(template, tmp_path, source="files", source_path="exports") as stage:
         stage.answer(DAY)
         health.record_source_check(stage.engine, DAY, False, [{"date": str(DAY)}], stage.clock)
         quiet.tell(stage.responder())
@@ -238,6 +238,7 @@ def test_what_was_told_stands_though_the_numbers_changed(stage):
 def test_it_waits_for_the_day_to_be_done_but_not_past_the_deadline(stage):
     stage.clock.now = MONDAY.replace(hour=6, minute=30)
     assert quiet.pending(stage.responder()) == []
+    store_alerts(stage.lake, date(2024, 5, 19), date(2024, 5, 19))
     health.record_runs(stage.engine, [{"run_id": "r", "first_date": date(2024, 5, 19), "last_date": date(2024, 5, 19), "status": "success",
                                        "started_at": None, "ended_at": stage.clock()}], stage.clock)
     assert quiet.pending(stage.responder()) == ["digest:weekly:2024-05-19"]

@@ -38,10 +38,13 @@ WELL = datetime(2024, 5, 28, 9, tzinfo=UTC)
 """a morning on which nothing is late"""
 
 
+FED = {"source": "files", "source_path": "exports"}
+
+
 @pytest.fixture
 def owned(template, tmp_path):
     """A live installation with a data owner and without digests, on a morning when all is well."""
-    with staged(template, tmp_path, health_channel=OWNER, digest="off") as stage:
+    with staged(template, tmp_path, health_channel=OWNER, digest="off", **FED) as stage:
         stage.clock.now = WELL
         yield stage
 
@@ -347,7 +350,7 @@ def test_lost_answers_double_nothing(owned):
 @pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 def test_processes_at_the_same_time_tell_it_once(template, tmp_path, database_url, request):
     """A digest, the beginning of one cause and the end of another are raced for."""
-    with staged(template, tmp_path, ops_database_url=database_url, health_channel=OWNER, digest="off") as stage:
+    with staged(template, tmp_path, ops_database_url=database_url, health_channel=OWNER, digest="off", **FED) as stage:
         stage.clock.now = WELL
         checked(stage, False)
         tell(stage)
@@ -363,7 +366,7 @@ def test_processes_at_the_same_time_tell_it_once(template, tmp_path, database_ur
 
 
 def test_a_whole_story_on_either_database(template, tmp_path, database_url):
-    with staged(template, tmp_path, ops_database_url=database_url, health_channel=OWNER, digest="off") as stage:
+    with staged(template, tmp_path, ops_database_url=database_url, health_channel=OWNER, digest="off", **FED) as stage:
         stage.clock.now = WELL
         for ok in (False, False, True, True, False):
             checked(stage, ok)
@@ -425,7 +428,7 @@ def test_pilot_keeps_to_the_test_channel(owned, changes, target):
 
 
 def test_health_alerts_never_use_up_what_alarms_need(template, tmp_path):
-    with staged(template, tmp_path, health_channel=OWNER, digest="off", max_messages_per_day=6) as stage:
+    with staged(template, tmp_path, health_channel=OWNER, digest="off", **FED, max_messages_per_day=6) as stage:
         for ok in (False, True) * 3:
             checked(stage, ok)
             tell(stage)
@@ -438,7 +441,7 @@ def test_health_alerts_never_use_up_what_alarms_need(template, tmp_path):
 
 
 def test_an_answer_neither_withdraws_nor_waits_for_what_is_said_beside_it(stage):
-    owned = stage.with_settings(health_channel=OWNER, digest="daily")
+    owned = stage.with_settings(health_channel=OWNER, digest="daily", **FED)
     owned.world.slack.orders["post"] = ["throttle", "throttle"]
     owned.world.slack.retry_after = 3600
     owned.compute(DAY)
@@ -465,7 +468,7 @@ def test_at_slack_the_end_stands_in_the_thread(template, tmp_path):
     with SlackServer() as server:
         server.channels[OWNER] = channel("data-owners")
         changes = {"health_channel": OWNER, "messages_to": "local", "slack_channel": "", "slack_api_url": server.api_url, "digest": "off"}
-        with staged(template, tmp_path, **changes) as stage:
+        with staged(template, tmp_path, **FED, **changes) as stage:
             stage.clock.now = WELL
             secrets = Secrets(slack_token=SecretStr(TOKEN))
             for ok in (False, True):
@@ -480,7 +483,7 @@ def test_by_mail_where_there_is_no_channel(template, tmp_path):
     with MailServer() as server:
         changes = {"health_email": "owner@data.example", "smtp_host": "127.0.0.1", "smtp_port": server.port, "smtp_security": "none",
                    "mail_from": "retention@shop.example", "digest": "off", "runbooks_url": "https://git.example/docs/runbooks/"}
-        with staged(template, tmp_path, **changes) as stage:
+        with staged(template, tmp_path, **FED, **changes) as stage:
             stage.clock.now = WELL
             for ok in (False, True):
                 checked(stage, ok)
@@ -499,7 +502,7 @@ def tick(stage: Stage, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
 
 
 def test_the_sensor_sees_a_failed_run_and_asks_for_one_run_that_tells(template, tmp_path):
-    with staged(template, tmp_path, health_channel=OWNER, digest="off", metrics_file="metrics.prom") as stage, \
+    with staged(template, tmp_path, health_channel=OWNER, digest="off", **FED, metrics_file="metrics.prom") as stage, \
             dg.DagsterInstance.ephemeral() as instance:
         stage.clock.now = WELL
         assert tick(stage, instance) == []
@@ -543,7 +546,7 @@ def test_runs_that_do_the_work_of_a_date_count_whoever_started_them(owned, job, 
 
 
 def test_a_metrics_file_that_cannot_be_written_stops_nothing(template, tmp_path):
-    with staged(template, tmp_path, digest="off", metrics_file="ops.sqlite/no.prom") as stage, dg.DagsterInstance.ephemeral() as instance:
+    with staged(template, tmp_path, digest="off", metrics_file="ops.sqlite/no.prom", **FED) as stage, dg.DagsterInstance.ephemeral() as instance:
         stage.clock.now = WELL
         checked(stage, False)
         assert len(tick(stage, instance)) == 1

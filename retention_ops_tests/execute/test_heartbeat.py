@@ -17,7 +17,7 @@ from retention_ops.execute.door import HALTED
 from retention_ops.metrics import as_numbers, metrics
 from retention_ops.settings import Secrets
 from retention_ops_tests.execute.servers.loopback import LoopbackServer, Reply, Request
-from retention_ops_tests.execute.stage import Killed, staged
+from retention_ops_tests.execute.stage import Killed, staged, store_alerts
 
 D = date(2024, 5, 27)
 """the small shop's last day, complete"""
@@ -61,6 +61,8 @@ def tell(stage, monitor, **changes):
 
 
 def ran(stage, day=D, status="success"):
+    if status == "success":
+        store_alerts(stage.lake, day, day)
     name = f"{status}-{day}-{stage.clock():%m%d%H%M%S}"
     run = {"run_id": name, "first_date": day, "last_date": day, "status": status, "started_at": None, "ended_at": stage.clock()}
     health.record_runs(stage.engine, [run], stage.clock)
@@ -100,6 +102,9 @@ def test_not_while_orders_are_missing_and_not_for_days_nobody_waits_for(stage, m
     assert monitor.beats == 0
     stage.ingest("orders", f"order_id,customer_id,order_date,order_amount\nlate,c1,{D + timedelta(days=1)},10.00\n")
     tell(stage, monitor)
+    assert monitor.beats == 0, "the day as computed knows nothing of them"
+    ran(stage, D + timedelta(days=1))
+    tell(stage, monitor)
     assert monitor.beats == 1
 
 
@@ -115,6 +120,17 @@ def test_a_fault_on_the_way_delays_it(stage, monitor, fault):
     calls = len(monitor.requests)
     tell(stage, monitor)
     assert len(monitor.requests) == calls
+
+
+def test_a_monitor_that_is_down_for_two_minutes_is_called_again_for_longer(stage, monitor):
+    monitor.fail("503", times=6)
+    ran(stage)
+    begun = stage.clock()
+    while monitor.beats == 0:
+        tell(stage, monitor)
+        stage.clock.forward(seconds=15)
+    assert [row["state"] for row in stage.actions(slot="heartbeat")] == [ledger.SENT] and len(monitor.requests) == 7
+    assert stage.clock() - begun >= timedelta(seconds=2 + 4 + 8 + 16 + 32 + 60)
 
 
 def test_killed_after_the_call_it_is_made_again_and_recorded(stage, monitor):
