@@ -181,7 +181,7 @@ class Door:
         except Rejected as rejected:
             return self._give_back(row, worker, FAILED, self._text(rejected)), None
         except Exception as error:  # Ambiguous, or a bug of ours: it may have gone out
-            # a call that may be repeated at once is repeated with more and more patience: a service that is down for a minute stays asked
+            # more and more patience with a call that may be repeated at once, so that a minute without the service does not use it up
             again = min(2 ** row["attempts"], ASK_AGAIN_SECONDS) if row["destination"] != "local" else 0
             wait = again if lookup.repeatable else lookup.wait_seconds
             return self._give_back(row, worker, UNKNOWN, self._text(error), wait=wait, looked_up=0), max(wait, 0.01)
