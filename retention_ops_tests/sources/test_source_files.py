@@ -211,7 +211,9 @@ def test_the_shopify_example_reads_the_export_as_it_is(tmp_path, monkeypatch):
     write_example("shopify", tmp_path)
     first, second = tmp_path / "exports" / "2026-02.csv", tmp_path / "exports" / "2026-03.csv"
     exported(
-        first, {"Name": "#1001", "Total": "25.50", "Created at": "2026-02-20 23:30:00 -0500", "Refunded Amount": "0.00", "Notes": 'said "yes",\ntwice'},
+        first,
+        {"Name": "#1001", "Total": "25.50", "Created at": "2026-02-20 23:30:00 -0500", "Refunded Amount": "0.00",
+         "Notes": 'said "yes",\ntwice'},
         {"Name": "#1002", "Total": "10.00", "Created at": "2026-02-21 10:00:00 -0500", "Email": "Ann@Example.com "},
         {"Name": "#1003", "Total": "10.00", "Created at": "2026-02-22 10:00:00 -0500", "Payment Method": "(for testing) Bogus Gateway"},
         {"Name": "#1004", "Total": "10.00", "Created at": "2026-02-23 10:00:00 -0500", "Cancelled at": "2026-02-23 12:00:00 -0500"},
