@@ -31,7 +31,7 @@ class Shop:
     """A dozen customers who come every fifth day; `sell` brings orders in through the front door."""
 
     def __init__(self, home, **changes):
-        self.settings = Settings(_env_file=None, home=home, shop_timezone="Europe/Berlin", **changes)
+        self.settings = Settings(_env_file=None, home=home, **{"shop_timezone": "Europe/Berlin", **changes})
         self.now = datetime(2024, 4, 3, 6, 0, tzinfo=BERLIN)
         home.mkdir()
         self.lake = Lake(self.settings)
@@ -256,10 +256,11 @@ def do(shop, stored, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
     return job.execute_in_process(instance=stored, raise_on_error=False, tags={**request.tags, "dagster/run_key": request.run_key})
 
 
+@pytest.mark.slow
 def test_a_source_whose_orders_are_not_complete_is_asked_and_then_yesterday_is_computed(tmp_path):
     shop = Export(tmp_path / "home")
     shop.sell(FIRST, YESTERDAY)
-    with dg.DagsterInstance.ephemeral() as stored:
+    with dg.instance_for_test() as stored:
         (first,) = asked(shop, stored)
         assert first.job_name == PULL_JOB and not first.tags.get("dagster/partition")
         assert tick(shop, stored).skip_message.startswith("no orders came yet")
@@ -283,15 +284,18 @@ def test_a_source_whose_orders_are_not_complete_is_asked_and_then_yesterday_is_c
         assert shop.lake.days("alert_logic") == [YESTERDAY], "a pull computes nothing"
 
 
-def test_a_pull_that_fails_is_asked_for_again_with_the_next_slot(tmp_path):
+def test_a_pull_that_fails_is_asked_for_again_with_the_next_slot_and_what_it_brings_is_due(tmp_path):
     shop = Export(tmp_path / "home")
-    with dg.DagsterInstance.ephemeral() as stored:
+    with dg.instance_for_test() as stored:
         (first,) = asked(shop, stored)
         assert not do(shop, stored, first).success
         assert [again.run_key for again in asked(shop, stored)] == [first.run_key]
         shop.at("2024-04-03 06:15")
         (again,) = asked(shop, stored)
         assert again.job_name == PULL_JOB and again.run_key != first.run_key
+        shop.sell(FIRST, YESTERDAY)
+        assert do(shop, stored, again).success
+        assert [(due.job_name, due.tags["dagster/partition"]) for due in asked(shop, stored)] == [(JOB, str(YESTERDAY))]
 
 
 @pytest.mark.slow
