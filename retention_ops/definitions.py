@@ -1,4 +1,4 @@
-"""The code location: gathers the four stages, the daily job and its schedule. Nothing is decided here."""
+"""The code location: gathers the four stages, the daily job and its schedules. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from retention_ops.orchestration import JOB, Loop, partitions
 from retention_ops.package.assets import package_assets
 from retention_ops.settings import Settings, load_settings
 from retention_ops.sources.assets import customer_days, orders
-from retention_ops.sources.sensors import PULL_JOB, morning_schedule
+from retention_ops.sources.sensors import PULL_JOB, morning_schedules
 from retention_ops.warehouse.choice import open_warehouse
 from retention_ops.warehouse.connection import connection_config
 
@@ -58,7 +58,7 @@ def build_defs(settings: Settings, loop: Loop | None = None) -> dg.Definitions:
         assets=[orders, customer_days, cohort_retention_evolution, *day_assets],
         jobs=[job, pull, incident_response_job, export_audience_job, follow_up_job, quiet_morning_job],
         sensors=[alert_sensor, follow_up_sensor, quiet_sensor],
-        schedules=[morning_schedule(settings)],
+        schedules=morning_schedules(settings),
         resources={"loop": loop},
         executor=dg.in_process_executor,
     )

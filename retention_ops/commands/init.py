@@ -46,4 +46,4 @@ def init(
         say(f"{item.what:>9}  {escape(str(item.path))}")
     here = folder.resolve() == Path.cwd().resolve()
     steps = [] if here else [f"cd {folder}"]
-    say_next(*steps, *FIRST[source], "set RETENTION_OPS_SHOP_TIMEZONE and RETENTION_OPS_CURRENCY in .env", "retention-ops source check")
+    say_next(*steps, *FIRST[source], "set RETENTION_OPS_SHOP_TIMEZONE, _CURRENCY and _OWNER in .env", "retention-ops source check")

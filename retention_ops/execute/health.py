@@ -23,7 +23,7 @@ from retention_ops.execute import ledger, wording
 from retention_ops.execute.destinations.choice import HEALTH_SLOT, chosen, target_of
 from retention_ops.execute.ledger import Intent
 from retention_ops.log import runs
-from retention_ops.log.database import actions, health_causes, lock_responses, loop_runs, ops_runs_log, source_checks
+from retention_ops.log.database import actions, health_causes, lock_responses, loop_runs, ops_runs_log, response_state, source_checks
 from retention_ops.log.exposures import insert_once
 from retention_ops.settings import REAL_MODES, TRIAL, Settings
 from retention_ops.warehouse.freshness import Changes
@@ -38,6 +38,8 @@ FAILED_RUN_DAYS = 7
 WAITS_FOR_A_PERSON = timedelta(hours=1)
 MONTH_DAYS, MOST_ALERTS = 30, 5
 SILENT_DAYS = 60
+AWAITED = "first orders awaited"
+"""since when a source is set that has not given any order yet"""
 APART_DAYS = 3
 """flagged dates with fewer calm days between them are one alert, as an incident ends with its third calm day"""
 
@@ -121,7 +123,7 @@ def look(engine: Engine, lake: Warehouse, settings: Settings, clock: Clock) -> l
 def found(connection: Connection, lake: Warehouse, settings: Settings, now: datetime) -> Iterator[Cause]:
     """The same inside a transaction."""
     yield from _failed_run(connection, now)
-    yield from _late_data(lake, settings, now)
+    yield from _late_data(connection, lake, settings, now)
     yield from _source_off(connection, settings)
     yield from _waiting_actions(connection, now)
     yield from _alert_frequency(connection, lake, settings)
@@ -187,11 +189,33 @@ def _span(first: date, last: date) -> str:
     return f"{first}" if first == last else f"{first} to {last}"
 
 
-def _late_data(lake: Warehouse, settings: Settings, now: datetime) -> Iterator[Cause]:
+def _late_data(connection: Connection, lake: Warehouse, settings: Settings, now: datetime) -> Iterator[Cause]:
+    """A home without orders is just new, unless a source is set and a deadline has passed since somebody first looked."""
     orders, due = lake.orders(), expected_through(settings, now)
+    when = f"those of {due} were due by {settings.data_deadline} {settings.shop_timezone}."
     if orders is not None and orders.complete_through < due:
-        yield Cause(DATA_LATE, f"Orders are complete through {orders.complete_through}; those of {due} were due by "
-                               f"{settings.data_deadline} {settings.shop_timezone}.")
+        yield Cause(DATA_LATE, f"Orders are complete through {orders.complete_through}; {when}")
+    elif orders is None and settings.source:
+        since = _awaited_since(connection)
+        if since and due > expected_through(settings, since):
+            yield Cause(DATA_LATE, f"The source has not given any orders yet; {when}")
+
+
+def _awaited_since(connection: Connection) -> datetime | None:
+    return connection.execute(sa.select(response_state.c.at).filter_by(name=AWAITED)).scalar()
+
+
+def _await_first_orders(connection: Connection, lake: Warehouse, settings: Settings, now: datetime, actor: str) -> list[str]:
+    """Notes since when they are awaited, so that a source that is broken from its first day is told of."""
+    known, awaited = _awaited_since(connection) is not None, bool(settings.source) and lake.orders() is None
+    if known == awaited:
+        return []
+    if known:
+        connection.execute(response_state.delete().filter_by(name=AWAITED))
+        return ["the first orders are awaited no more"]
+    connection.execute(insert_once(connection, response_state).values(
+        name=AWAITED, value="yes", by=actor, why="a source is set and has given no orders yet", at=now))
+    return ["the first orders are awaited"]
 
 
 def _source_off(connection: Connection, settings: Settings) -> Iterator[Cause]:
@@ -279,9 +303,9 @@ def settle(connection: Connection, lake: Warehouse, settings: Settings, now: dat
     All in the caller's transaction: killed before its end nothing has happened, after it everything is written down.
     """
     lock_responses(connection)
+    changes = _await_first_orders(connection, lake, settings, now, actor)
     now_found = {cause.key: cause for cause in found(connection, lake, settings, now)}
     known = {_named(row): row for row in _open(connection)}
-    changes = []
     for key, cause in now_found.items():
         if key not in known:
             connection.execute(health_causes.insert().values(

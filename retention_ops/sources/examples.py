@@ -11,19 +11,19 @@ from retention_ops.settings import Settings
 from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.render import sql_folder
 
+THE_SHOP = {"SHOP_TIMEZONE": "UTC", "CURRENCY": "EUR", "OWNER": ""}
+"""whatever the source is, so never replaced"""
 SETTINGS: dict[str, dict[str, str]] = {
     "shopify": {
         "SOURCE": "files", "SOURCE_PATH": "exports", "COMPLETED_STATUSES": "paid,partially_paid,partially_refunded,refunded",
-        "SHOP_TIMEZONE": "UTC", "CURRENCY": "EUR",
+        **THE_SHOP,
     },
-    "postgres": {"SOURCE": "postgres", "SHOP_TIMEZONE": "UTC", "CURRENCY": "EUR"},
+    "postgres": {"SOURCE": "postgres", **THE_SHOP},
     "bigquery": {
-        "SOURCE": "bigquery", "BIGQUERY_PROJECT": "my-project", "BIGQUERY_LOCATION": "EU", "SHOP_TIMEZONE": "UTC", "CURRENCY": "EUR",
+        "SOURCE": "bigquery", "BIGQUERY_PROJECT": "my-project", "BIGQUERY_LOCATION": "EU", **THE_SHOP,
     },
 }
 """what .env says for each example; a credential never stands there"""
-THE_SHOPS = ("RETENTION_OPS_SHOP_TIMEZONE", "RETENTION_OPS_CURRENCY")
-"""whatever the source is, so never replaced"""
 FOLDERS = {"shopify": "exports"}
 
 
@@ -64,7 +64,7 @@ def _env(kind: str, path: Path, force: bool) -> Written:
     source = given.get("RETENTION_OPS_SOURCE", "")
     if source and source != wanted["RETENTION_OPS_SOURCE"] and not force:
         raise UsageError(f"{path} already says RETENTION_OPS_SOURCE={source}; --force puts {wanted['RETENTION_OPS_SOURCE']} in its place")
-    replaced = {name for name in wanted if name in given and name not in THE_SHOPS} if force else set()
+    replaced = {name for name in wanted if name in given and name.removeprefix("RETENTION_OPS_") not in THE_SHOP} if force else set()
     missing = [name for name in wanted if name not in given or name in replaced]
     if not missing:
         return Written(path, "kept")

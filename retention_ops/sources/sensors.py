@@ -1,4 +1,4 @@
-"""The daily loop's schedule: a look every five minutes at what is owed, and a run where something is."""
+"""The morning's schedules: a look every five minutes at what is owed, and a run where something is."""
 
 from collections.abc import Iterator
 from datetime import date
@@ -12,17 +12,26 @@ from retention_ops.sources.morning import Morning, owed
 PULL_JOB = "pull_orders"
 
 
-def morning_schedule(settings: Settings) -> dg.ScheduleDefinition:
-    """Yesterday in shop_timezone from schedule_time on, whatever was missed before it, and the source until its data is complete."""
+def morning_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
+    """Yesterday in shop_timezone from schedule_time on, whatever was missed before it, and the source until its data is complete.
+
+    One for each job: Dagster starts the job of the schedule, whatever job a request names. Both look at the same, and ask for their own.
+    """
+    loop = _schedule(settings, JOB, f"Yesterday in {settings.shop_timezone} from {settings.schedule_time} on; waits for complete data "
+                                    f"until {settings.data_deadline}; catches up what was missed, oldest first.")
+    pull = _schedule(settings, PULL_JOB, f"Asks the source for what is not in from {settings.schedule_time} on: every 15 minutes until "
+                                         f"{settings.data_deadline}, every hour after it.")
+    return [loop, pull] if settings.source else [loop]
+
+
+def _schedule(settings: Settings, job: str, description: str) -> dg.ScheduleDefinition:
     hour, minute = (int(part) for part in settings.schedule_time.split(":"))
 
     @dg.schedule(
-        name=f"{JOB}_schedule", cron_schedule=[f"{minute} {hour} * * *", "*/5 * * * *"], execution_timezone=settings.shop_timezone,
-        target=dg.AssetSelection.all(), default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Yesterday in {settings.shop_timezone} from {settings.schedule_time} on; waits for complete data until "
-                    f"{settings.data_deadline}; catches up what was missed, oldest first.",
+        name=f"{job}_schedule", cron_schedule=[f"{minute} {hour} * * *", "*/5 * * * *"], execution_timezone=settings.shop_timezone,
+        job_name=job, default_status=dg.DefaultScheduleStatus.RUNNING, description=description,
     )
-    def daily_loop_schedule(context: dg.ScheduleEvaluationContext, loop: dg.ResourceParam[Loop]):
+    def look(context: dg.ScheduleEvaluationContext, loop: dg.ResourceParam[Loop]):
         if killed := close_killed_runs(context.instance):
             return dg.SkipReason(f"run {killed[0]} was killed; Dagster may be about to repeat it")
         busy = [run for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if run.job_name in (JOB, PULL_JOB)]
@@ -32,9 +41,11 @@ def morning_schedule(settings: Settings) -> dg.ScheduleDefinition:
         found = list(_requests(morning, loop))
         if not found and (failed := dates_to_repeat(context.instance, loop.settings, morning.newest)):
             found = [_run(*failed, f"again:{morning.slot}")]
-        return found or dg.SkipReason(morning.waits or f"{morning.newest} is computed and nothing was missed")
+        mine = [request for request in found if request.job_name == job]
+        others = f"{found[0].job_name} has its turn" if found else f"{morning.newest} is computed and nothing was missed"
+        return mine or dg.SkipReason(morning.waits or others)
 
-    return daily_loop_schedule
+    return look
 
 
 def _requests(morning: Morning, loop: Loop) -> Iterator[dg.RunRequest]:

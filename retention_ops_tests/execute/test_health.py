@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -207,6 +208,41 @@ def test_before_the_first_orders_nothing_is_late(owned, tmp_path):
     settings = settings_for(tmp_path / "nothing")
     with ops_database(settings) as engine:
         assert health.look(engine, Lake(settings), settings, owned.clock) == []
+
+
+def new_home(folder: Path, source: str) -> Stage:
+    """A live installation without any orders, at nine in the morning: today's deadline was before anybody looked."""
+    folder.mkdir()
+    return Stage(folder, FakeClock(datetime(2024, 5, 28, 7, tzinfo=UTC)), {
+        "health_channel": OWNER, "digest": "off", "shop_timezone": "Europe/Berlin", "source": source, "source_path": "exports"})
+
+
+def test_a_source_that_is_broken_from_its_first_day_is_told_once_after_its_first_deadline(tmp_path):
+    stage = new_home(tmp_path / "home", "files")
+    assert tell(stage) == [] and quiet.pending(stage.responder()) == []
+    stage.clock.now = datetime(2024, 5, 29, 5, 59, 59, tzinfo=UTC)
+    assert quiet.pending(stage.responder()) == []
+    stage.clock.forward(seconds=1)
+    (cause,) = health.look(stage.engine, stage.lake, stage.settings, stage.clock)
+    assert cause == health.Cause(DATA_LATE, "The source has not given any orders yet; those of 2024-05-28 were due by 08:00 Europe/Berlin.")
+    tell(stage)
+    stage.clock.forward(days=3)
+    assert tell(stage) == [] and [kind for kind, _ in told(stage)] == ["post"]
+    arrived(stage)
+    tell(stage)
+    assert [kind for kind, _ in told(stage)] == ["post", "reply"] and health.open_causes(stage.engine) == []
+    stage.close()
+
+
+@pytest.mark.parametrize("source", ["", "files"])
+def test_since_when_the_first_orders_are_awaited_is_written_by_a_run_and_only_where_a_source_is_set(tmp_path, source):
+    """What `pending` finds is rolled back, so it must ask for a run."""
+    stage = new_home(tmp_path / "home", source)
+    assert quiet.pending(stage.responder()) == (["the first orders are awaited"] if source else [])
+    tell(stage)
+    stage.clock.forward(days=9)
+    assert quiet.pending(stage.responder()) == ([f"opened {DATA_LATE}", f"told {DATA_LATE}"] if source else [])
+    stage.close()
 
 
 def test_a_failed_range_is_mended_when_every_date_of_it_ran_well(owned):
@@ -546,7 +582,8 @@ def test_runs_that_do_the_work_of_a_date_count_whoever_started_them(owned, job, 
 
 
 def test_a_metrics_file_that_cannot_be_written_stops_nothing(template, tmp_path):
-    with staged(template, tmp_path, digest="off", metrics_file="ops.sqlite/no.prom", **FED) as stage, dg.DagsterInstance.ephemeral() as instance:
+    metrics_file = {"metrics_file": "ops.sqlite/no.prom"}
+    with staged(template, tmp_path, digest="off", **metrics_file, **FED) as stage, dg.DagsterInstance.ephemeral() as instance:
         stage.clock.now = WELL
         checked(stage, False)
         assert len(tick(stage, instance)) == 1

@@ -1,5 +1,6 @@
 """Which dates a morning owes: yesterday, what was missed, what was corrected; and how long it waits for data that does not come."""
 
+import logging
 import subprocess
 import uuid
 from datetime import UTC, date, datetime, timedelta
@@ -7,9 +8,12 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.load_target import ModuleTarget
+from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from retention_ops.definitions import build_defs
-from retention_ops.launch import run_dates
+from retention_ops.launch import instance, run_dates
 from retention_ops.log import runs
 from retention_ops.log.database import ops_database
 from retention_ops.orchestration import JOB, PROCESS_TAG, RANGE_END, RANGE_START, Loop, process_mark
@@ -17,6 +21,8 @@ from retention_ops.settings import Settings
 from retention_ops.sources import sensors
 from retention_ops.sources.ingest import ingest
 from retention_ops.sources.morning import owed
+from retention_ops.sources.pull import pull
+from retention_ops.sources.sensors import PULL_JOB
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.execute.stage import store_alerts
 from retention_ops_tests.log.test_runs_log import row
@@ -30,7 +36,7 @@ class Shop:
     """A dozen customers who come every fifth day; `sell` brings orders in through the front door."""
 
     def __init__(self, home, **changes):
-        self.settings = Settings(_env_file=None, home=home, shop_timezone="Europe/Berlin", **changes)
+        self.settings = Settings(_env_file=None, home=home, **{"shop_timezone": "Europe/Berlin", **changes})
         self.now = datetime(2024, 4, 3, 6, 0, tzinfo=BERLIN)
         home.mkdir()
         self.lake = Lake(self.settings)
@@ -153,10 +159,11 @@ def test_no_orders_at_all_is_nothing_to_compute(tmp_path):
 # -- the schedule ------------------------------------------------------------------------------------------------------
 
 
-def tick(shop, stored):
+def tick(shop, stored, job=JOB):
     loop = Loop(shop.lake, shop.clock)
     repository = build_defs(shop.settings, loop).get_repository_def()
-    schedule = repository.get_schedule_def(f"{JOB}_schedule")
+    schedule = repository.get_schedule_def(f"{job}_schedule")
+    assert schedule.job_name == job, "the daemon starts the job of the schedule, whatever job a request names"
     context = dg.build_schedule_context(stored, scheduled_execution_time=shop.now, repository_def=repository, resources={"loop": loop})
     return schedule.evaluate_tick(context)
 
@@ -252,3 +259,107 @@ def test_while_it_waits_the_schedule_says_so(shop):
     shop.at("2024-04-04 06:20")
     with dg.instance_for_test() as stored:
         assert "looked for again until 08:00" in tick(shop, stored).skip_message
+
+
+# -- a source that is asked ----------------------------------------------------------------------------------------------
+
+
+class Export(Shop):
+    """The same shop with its orders in a csv file that a source reads."""
+
+    def __init__(self, home, **changes):
+        self.file = home.parent / "exports" / "orders.csv"
+        self.file.parent.mkdir()
+        select = home.parent / "orders.sql"
+        select.write_text("SELECT order_id, customer_id, order_date AS ordered_at, order_amount, 'EUR' AS currency, 'paid' AS status, "
+                          "FALSE AS is_test FROM source_files")
+        super().__init__(home, source="files", source_path=str(self.file.parent), source_sql=select, **changes)
+
+    def sell(self, first: date, last: date) -> None:
+        """Brings the file to what was sold; nobody has asked for it yet."""
+        days = [first + timedelta(step) for step in range((last - first).days + 1)]
+        rows = [f"{day}-{who},c{who},{day},20" for day in days for who in range(12) if (day.toordinal() + who) % 5 == 0]
+        self.file.write_text("\n".join(["order_id,customer_id,order_date,order_amount", *rows]))
+
+
+def asked(shop, stored) -> list[dg.RunRequest]:
+    """What both schedules ask for in one tick."""
+    return [request for job in (JOB, PULL_JOB) for request in tick(shop, stored, job).run_requests]
+
+
+def do(shop, stored, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    """The run that the daemon starts for a request: of the job of that name, as the code location defines it."""
+    job = build_defs(shop.settings, Loop(shop.lake, shop.clock)).resolve_job_def(request.job_name)
+    return job.execute_in_process(instance=stored, raise_on_error=False, tags={**request.tags, "dagster/run_key": request.run_key})
+
+
+@pytest.mark.slow
+def test_a_source_whose_orders_are_not_complete_is_asked_and_then_yesterday_is_computed(tmp_path):
+    shop = Export(tmp_path / "home")
+    shop.sell(FIRST, YESTERDAY)
+    with dg.instance_for_test() as stored:
+        (first,) = asked(shop, stored)
+        assert first.job_name == PULL_JOB and not first.tags.get("dagster/partition")
+        assert tick(shop, stored).skip_message.startswith("no orders came yet")
+        assert do(shop, stored, first).success and shop.lake.orders().complete_through == YESTERDAY
+        store_alerts(shop.lake, YESTERDAY, YESTERDAY)
+        assert asked(shop, stored) == [] and "nothing was missed" in tick(shop, stored, PULL_JOB).skip_message
+
+        shop.at("2024-04-04 06:00")
+        (second,) = asked(shop, stored)
+        assert second.job_name == PULL_JOB and second.run_key != first.run_key
+        assert do(shop, stored, second).success and shop.lake.orders().complete_through == YESTERDAY, "asked, and nothing came"
+        shop.now += timedelta(minutes=14)
+        assert [again.run_key for again in asked(shop, stored)] == [second.run_key], "the daemon starts one run for one key"
+        shop.now += timedelta(minutes=1)
+        shop.sell(FIRST, TODAY)
+        (again,) = asked(shop, stored)
+        assert again.run_key != second.run_key and do(shop, stored, again).success
+        (loop,) = asked(shop, stored)
+        assert (loop.job_name, loop.tags["dagster/partition"]) == (JOB, str(TODAY))
+        assert tick(shop, stored, PULL_JOB).skip_message == f"{JOB} has its turn"
+        assert shop.lake.days("alert_logic") == [YESTERDAY], "a pull computes nothing"
+
+
+def test_a_pull_that_fails_is_asked_for_again_with_the_next_slot_and_what_it_brings_is_due(tmp_path):
+    shop = Export(tmp_path / "home")
+    with dg.instance_for_test() as stored:
+        (first,) = asked(shop, stored)
+        assert not do(shop, stored, first).success
+        assert [again.run_key for again in asked(shop, stored)] == [first.run_key]
+        shop.at("2024-04-03 06:15")
+        (again,) = asked(shop, stored)
+        assert again.job_name == PULL_JOB and again.run_key != first.run_key
+        shop.sell(FIRST, YESTERDAY)
+        assert do(shop, stored, again).success
+        assert [(due.job_name, due.tags["dagster/partition"]) for due in asked(shop, stored)] == [(JOB, str(YESTERDAY))]
+
+
+@pytest.mark.slow
+def test_the_daemons_own_scheduler_starts_the_jobs_that_are_asked_for(tmp_path, monkeypatch):
+    """Everything that looks at runs knows them by their jobs' names. With a clock that runs: the code server has its own."""
+    shop = Export(tmp_path / "home", schedule_time="00:00", data_deadline="23:59")
+    today = datetime.now(BERLIN).date()
+    last = today - timedelta(2)
+    shop.now = datetime.now(BERLIN)
+    shop.sell(today - timedelta(30), last)
+    for name in ("home", "source", "source_path", "source_sql", "shop_timezone", "schedule_time", "data_deadline"):
+        monkeypatch.setenv(f"RETENTION_OPS_{name.upper()}", str(getattr(shop.settings, name)))
+    pull(shop.lake)
+    target = ModuleTarget("retention_ops.definitions", None, str(tmp_path), "retention_ops")
+    with instance(shop.settings) as stored, create_test_daemon_workspace_context(target, stored) as workspace:
+        moment, known = datetime.now(UTC), {}
+
+        def runs() -> list[dg.DagsterRun]:
+            list(launch_scheduled_runs(workspace, logging.getLogger("scheduler"), moment, known))
+            return stored.get_runs(dg.RunsFilter(statuses=sensors.UNFINISHED))
+
+        assert runs() == [], "the first look notes that there are schedules"
+        moment += timedelta(minutes=6)
+        (run,) = runs()
+        assert (run.job_name, run.tags["dagster/partition"]) == (JOB, str(last))
+        stored.report_run_canceled(run)
+        store_alerts(shop.lake, last, last)
+        moment += timedelta(minutes=5)
+        (run,) = runs()
+        assert run.job_name == PULL_JOB

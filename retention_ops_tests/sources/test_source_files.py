@@ -211,8 +211,9 @@ def test_the_shopify_example_reads_the_export_as_it_is(tmp_path, monkeypatch):
     write_example("shopify", tmp_path)
     first, second = tmp_path / "exports" / "2026-02.csv", tmp_path / "exports" / "2026-03.csv"
     exported(
-        first, {"Name": "#1001", "Total": "25.50", "Created at": "2026-02-20 23:30:00 -0500", "Refunded Amount": "0.00",
-                "Notes": 'said "yes",\ntwice'},
+        first,
+        {"Name": "#1001", "Total": "25.50", "Created at": "2026-02-20 23:30:00 -0500", "Refunded Amount": "0.00",
+         "Notes": 'said "yes",\ntwice'},
         {"Name": "#1002", "Total": "10.00", "Created at": "2026-02-21 10:00:00 -0500", "Email": "Ann@Example.com "},
         {"Name": "#1003", "Total": "10.00", "Created at": "2026-02-22 10:00:00 -0500", "Payment Method": "(for testing) Bogus Gateway"},
         {"Name": "#1004", "Total": "10.00", "Created at": "2026-02-23 10:00:00 -0500", "Cancelled at": "2026-02-23 12:00:00 -0500"},
@@ -234,3 +235,18 @@ def test_the_shopify_example_reads_the_export_as_it_is(tmp_path, monkeypatch):
     assert kept["#1001"][0] == kept["#1002"][0], "the same address, however it is written, is one customer"
     assert kept["#1001"][0].startswith("h_"), "kept as a keyed hash"
     assert report.excluded == {"test order": 1, "status cancelled": 1, "status pending": 1}
+
+
+def test_the_shopify_examples_hint_leaves_out_every_row_of_a_b2b_order(tmp_path, monkeypatch):
+    """The tags, too, stand in an order's first row only."""
+    monkeypatch.setenv("RETENTION_OPS_ID_KEY", "0123456789abcdef" * 4)
+    write_example("shopify", tmp_path)
+    select = tmp_path / "sql/sources/orders.sql"
+    exported(tmp_path / "exports" / "a.csv", *(
+        {"Name": name, "Total": "25.50", "Created at": "2026-02-20 10:00:00 -0500", "Tags": tags}
+        for name, tags in (("#1001", ""), ("#1002", "vip, Wholesale"), ("#1003", "vip"))))
+    assert taken(shop(tmp_path, str(tmp_path / "exports"), select.read_text())) == ["#1001", "#1002", "#1003"]
+    (tmp_path / "b2b").mkdir()
+    hinted = select.read_text().replace("-- B2B: ", "")
+    assert hinted != select.read_text()
+    assert taken(shop(tmp_path / "b2b", str(tmp_path / "exports"), hinted)) == ["#1001", "#1003"]

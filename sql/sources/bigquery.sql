@@ -3,7 +3,9 @@
 -- it is worth is decided here, in the open. Change it freely: the next pull notices and reads everything again.
 SELECT
   o.order_id,
-  -- accounts that were merged: COALESCE(c.merged_into, o.customer_id) with a JOIN; guests: TO_HEX(SHA256(LOWER(o.email)))
+  -- Accounts that were merged: COALESCE(c.merged_into, o.customer_id) in place of o.customer_id, with the JOIN below. Guests: their
+  -- address as it is, not a hash of your own; it is never kept, the pull turns it into a keyed hash (RETENTION_OPS_ID_KEY).
+  -- guests, in place of the next line: COALESCE(CAST(o.customer_id AS STRING), LOWER(TRIM(o.email))) AS customer_id,
   o.customer_id,
   o.created_at AS ordered_at,    -- TIMESTAMP is dated in shop_timezone; DATETIME is taken for the shop's own time
   o.total AS order_amount,       -- NUMERIC, in currency units
@@ -13,5 +15,7 @@ SELECT
   o.updated_at                   -- optional: with it, changes to orders older than lookback_days are seen as well
   -- optional: , o.refunded AS refund_amount    what was paid back of the order so far, of an order_amount as it was ordered
 FROM `my-project.sales.orders` AS o
-WHERE o.customer_id IS NOT NULL  -- guests without any id cannot be recognised when they come back
--- B2B: AND o.channel <> 'wholesale'
+-- merged accounts: LEFT JOIN `my-project.sales.customers` AS c ON c.id = o.customer_id
+WHERE o.customer_id IS NOT NULL  -- an order without any id is nobody's
+-- guests, in place of the line before: WHERE (o.customer_id IS NOT NULL OR TRIM(o.email) <> '')
+-- B2B: AND COALESCE(o.channel, '') <> 'wholesale'

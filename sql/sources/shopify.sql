@@ -22,6 +22,6 @@ SELECT
   -- Shopify's gateway for tests; add your own, for instance addresses of your company
   COALESCE(MAX("Payment Method") ILIKE '%bogus%', FALSE) AS is_test
 FROM lines
--- B2B: AND COALESCE("Tags", '') NOT ILIKE '%wholesale%'
 GROUP BY "Name"  -- an order has a row for each of its items; only the first names date, amount and status
 HAVING MAX("Email") IS NOT NULL
+-- B2B: AND COALESCE(MAX("Tags"), '') NOT ILIKE '%wholesale%'
