@@ -464,7 +464,8 @@ def test_an_answer_neither_withdraws_nor_waits_for_what_is_said_beside_it(stage)
 def test_at_slack_the_end_stands_in_the_thread(template, tmp_path):
     with SlackServer() as server:
         server.channels[OWNER] = channel("data-owners")
-        changes = {"health_channel": OWNER, "messages_to": "local", "slack_channel": "", "slack_api_url": server.api_url, "digest": "off"}
+        changes = {"health_channel": OWNER, "messages_to": "local", "slack_channel": "", "slack_api_url": server.api_url, "digest": "off",
+                   "runbooks_url": "https://git.example/docs/runbooks"}
         with staged(template, tmp_path, **changes) as stage:
             stage.clock.now = WELL
             secrets = Secrets(slack_token=SecretStr(TOKEN))
@@ -473,6 +474,7 @@ def test_at_slack_the_end_stands_in_the_thread(template, tmp_path):
                 tell(stage, destinations=None, secrets=secrets)
         opening, end = server.messages
         assert opening["channel"] == OWNER != CHANNEL and end["thread_ts"] == opening["ts"]
+        assert "https://git.example/docs/runbooks/source_check_off.md" in json.dumps(opening["blocks"])
         assert "Health: the source check is off" in json.dumps(opening["blocks"]) and "Over:" in json.dumps(end["blocks"])
 
 
