@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from retention_ops.cli import app, main
 from retention_ops.clock import system_clock
+from retention_ops.commands.doctor import RIGHTS
 from retention_ops.definitions import build_loop
 from retention_ops.execute import incidents, ledger, story
 from retention_ops.execute.door import HALTED
@@ -491,8 +492,22 @@ def test_doctor_lists_every_missing_variable_and_sends_nothing(shop, monkeypatch
                  "RETENTION_OPS_TICKET_PROJECT", "RETENTION_OPS_SHEETS_SPREADSHEET"):
         assert f"{name} is not set" in text, name
     assert "RETENTION_OPS_OWNER" in text
+    for name, value in {"tickets_to": "local", "messages_to": "local", "health_channel": "C0OWNERS1", "smtp_host": "mail.example",
+                        "mail_to": "team@shop.example"}.items():
+        monkeypatch.setenv(f"RETENTION_OPS_{name.upper()}", value)
+    needed = {name: f"needs {RIGHTS[name]}" for name in ("slack", "sheets", "webhook", "mail")}
+    assert least_rights(shop) == needed, "slack for health alone"
+    for name in ("jira", "asana", "roundup"):
+        monkeypatch.setenv("RETENTION_OPS_TICKETS_TO", name)
+        assert least_rights(shop)[name] == f"needs {RIGHTS[name]}"
+    monkeypatch.setenv("RETENTION_OPS_MESSAGES_TO", "slack")
     pilot = json.loads(shop.run("doctor", "--mode", "pilot", "--json")[1])
     assert pilot["ready"] is False and any("RETENTION_OPS_SLACK_TEST_CHANNEL" in finding["sentence"] for finding in pilot["findings"])
+
+
+def least_rights(shop) -> dict[str, str]:
+    found = json.loads(shop.run("doctor", "--json")[1])["findings"]
+    return {row["subject"]: row["sentence"] for row in found if row["group"] == "least rights"}
 
 
 def test_doctor_is_content_with_the_local_outbox_and_shows_the_halt_and_stray_secrets(shop, tmp_path):
