@@ -8,6 +8,7 @@ One tar file, readable by its owner only, whole or absent:
     lake/alert_logic/day=…/…            the alert rows as they were seen
     settings.json                       without secrets
     home/return_model.json              where a backtest judged the learned model: rebuilt dates must decide as they did
+    own/source_sql.sql, closures_file.csv   what people wrote and the settings name, as it was; templates belong in version control
 
 Not in it, because it can be computed again from the orders: the other partitions (`backfill`), Action Packs with their outbox, and
 Dagster's history of runs. The ops database is read first: answers never name orders that the lake's copy does not have.
@@ -52,6 +53,9 @@ MANIFEST, SETTINGS_FILE = "manifest.json", "settings.json"
 STATE = ("lake", "ops.sqlite", "action_packs")
 """what makes a home one that holds something"""
 KEPT_TABLE = "alert_logic"
+OWN_FILES = ("source_sql", "closures_file")
+"""settings that name a file of the operator's; a restore puts them beside the settings of then and changes none in force"""
+FILES_OF_BACKUP = "files_of_backup"
 INSERT_ROWS = 5000
 TRIES = 5
 Say = Callable[[str], None]
@@ -98,6 +102,7 @@ def back_up(settings: Settings, to: Path, clock: Clock = system_clock, say: Say 
         files |= _lake_files(settings, scratch)
         with suppress(FileNotFoundError):
             files[f"home/{VERDICT}"] = _hold(settings.home / VERDICT, scratch / "home" / VERDICT)
+        files |= _own_files(settings, scratch)
         manifest = {
             "format": FORMAT, "created_at": now.isoformat(), "program": importlib.metadata.version("retention-ops"),
             "ops_schema": schema, "lake_schema": lake_schema(settings.home / "lake") or LAKE_SCHEMA, "rows": counts,
@@ -207,6 +212,19 @@ def _files_of(store: Store) -> tuple[str, list[Path]]:
     folders = sorted(path for path in store.folder.glob("version=*/version.json") if path.parent.name <= f"version={current.version}")
     refunds = [current.refunds_path] if isinstance(current, OrdersVersion) and current.refunds else []
     return json.dumps({"version": current.version}) + "\n", [*folders, current.path, *refunds]
+
+
+def _own_files(settings: Settings, scratch: Path) -> dict[str, Path]:
+    """Copies, not links: somebody may be editing them."""
+    found: dict[str, Path] = {}
+    for name in OWN_FILES if settings.source else OWN_FILES[1:]:
+        file = getattr(settings, name)
+        if file and file.is_file():
+            copy = scratch / "own" / f"{name}{file.suffix}"
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+            found[f"own/{copy.name}"] = copy
+    return found
 
 
 def _pinned(root: Path, scratch: Path, look: Callable[[], tuple[str, list[Path]]], pointer: Path | None) -> dict[str, Path]:
@@ -339,6 +357,8 @@ def _new_home(scratch: Path, home: Path, manifest: Mapping[str, Any]) -> Path:
         if manifest["lake_schema"] > 1:
             (fresh / "lake" / LAKE_FILE).write_text(json.dumps({"schema": manifest["lake_schema"]}) + "\n")
     shutil.copyfile(files / SETTINGS_FILE, fresh / "settings_of_backup.json")
+    if (files / "own").is_dir():
+        shutil.move(files / "own", fresh / FILES_OF_BACKUP)
     if (files / "home" / VERDICT).is_file():
         shutil.copyfile(files / "home" / VERDICT, fresh / VERDICT)
     for name in ("dagster.yaml", ".dagster.yaml.sha256"):

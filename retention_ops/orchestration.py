@@ -291,6 +291,9 @@ def store_days(
     tally = CheckTally(table)
     oldest_kept = days[-1] - timedelta(days=loop.settings.snapshot_keep_days - 1) if TABLES[table].snapshot else days[0]
     order = priority_order(loop.settings) if table == "customer_priority" else None
+    if table == "alert_logic":  # what its rows are made with is known before there are any
+        with ops_database(loop.settings) as engine:
+            settings_history.record(engine, loop.settings, loop.clock())
     with loop.workspace(context.run_id) as space:
         counted = [day for day in days if day < oldest_kept]
         _describe_counted(context, space, table, counted)
@@ -310,9 +313,6 @@ def store_days(
                 )
             done += len(batch)
             loop.progress(table, done, len(days))
-    if table == "alert_logic":  # what its rows were made with stays known
-        with ops_database(loop.settings) as engine:
-            settings_history.record(engine, loop.settings, loop.clock())
     stored = loop.lake.days(table)
     if stored and stored[-1] == days[-1]:
         loop.lake.prune_snapshots(table, days[-1])

@@ -215,9 +215,13 @@ def test_run_as_json_is_data_only(shop_home):
     assert summary["log"][0]["status"] == "skipped"
 
 
-def test_explain_a_date_and_a_customer(shop_home):
-    text = cli("explain", "--date", LAST_DAY, home=shop_home).stdout
-    assert "The rule:" in text and "min_sample" in text and "Verdict: INFO" in text
+def test_explain_a_date_and_a_customer(shop_home, monkeypatch):
+    text = " ".join(cli("explain", "--date", LAST_DAY, home=shop_home).stdout.split())
+    assert "The rule:" in text and "min_sample" in text and "Verdict: INFO" in text and "Settings changed since" not in text
+    with monkeypatch.context() as patch:
+        patch.setenv("RETENTION_OPS_WARNING_PCT", "12")
+        text = " ".join(cli("explain", "--date", LAST_DAY, home=shop_home).stdout.split())
+    assert "Settings changed since: warning_pct 15 -> 12." in text
     text = cli("explain", "--customer", "promo0", "--date", LAST_DAY, home=shop_home).stdout
     assert "1 order on 1 day" in text and "no rhythm yet" in text and "Not in the queue" in text
     data = json.loads(cli("explain", "--customer", "promo0", "--date", LAST_DAY, "--json", home=shop_home).stdout)

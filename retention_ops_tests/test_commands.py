@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import sys
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from retention_ops.cli import app, main
 from retention_ops.clock import system_clock
+from retention_ops.commands.doctor import RIGHTS
 from retention_ops.definitions import build_loop
 from retention_ops.execute import incidents, ledger, story
 from retention_ops.execute.door import HALTED
@@ -25,7 +27,10 @@ from retention_ops.launch import run_dates
 from retention_ops.log.database import ops_database, ops_events
 from retention_ops.settings import load_settings
 from retention_ops.status import _last_answer
+from retention_ops.warehouse.lake import Lake
+from retention_ops.warehouse.schema import LAKE_SCHEMA, lake_schema
 from retention_ops_tests.shops import lake_with, small_shop
+from retention_ops_tests.test_upgrade import OTHER_SQL, rewritten
 
 CRITICAL_DAY = date(2024, 3, 30)
 """the small shop's first CRITICAL date; the one before is its first WARNING"""
@@ -491,8 +496,22 @@ def test_doctor_lists_every_missing_variable_and_sends_nothing(shop, monkeypatch
                  "RETENTION_OPS_TICKET_PROJECT", "RETENTION_OPS_SHEETS_SPREADSHEET"):
         assert f"{name} is not set" in text, name
     assert "RETENTION_OPS_OWNER" in text
+    for name, value in {"tickets_to": "local", "messages_to": "local", "health_channel": "C0OWNERS1", "smtp_host": "mail.example",
+                        "mail_to": "team@shop.example"}.items():
+        monkeypatch.setenv(f"RETENTION_OPS_{name.upper()}", value)
+    needed = {name: f"needs {RIGHTS[name]}" for name in ("slack", "sheets", "webhook", "mail")}
+    assert least_rights(shop) == needed, "slack for health alone"
+    for name in ("jira", "asana", "roundup"):
+        monkeypatch.setenv("RETENTION_OPS_TICKETS_TO", name)
+        assert least_rights(shop)[name] == f"needs {RIGHTS[name]}"
+    monkeypatch.setenv("RETENTION_OPS_MESSAGES_TO", "slack")
     pilot = json.loads(shop.run("doctor", "--mode", "pilot", "--json")[1])
     assert pilot["ready"] is False and any("RETENTION_OPS_SLACK_TEST_CHANNEL" in finding["sentence"] for finding in pilot["findings"])
+
+
+def least_rights(shop) -> dict[str, str]:
+    found = json.loads(shop.run("doctor", "--json")[1])["findings"]
+    return {row["subject"]: row["sentence"] for row in found if row["group"] == "least rights"}
 
 
 def test_doctor_is_content_with_the_local_outbox_and_shows_the_halt_and_stray_secrets(shop, tmp_path):
@@ -542,3 +561,52 @@ def test_the_last_answer_is_that_of_the_newest_date_that_succeeded():
     assert _last_answer(rows)["n"] == 1
     assert _last_answer([row for row in rows if row["status"] != "success"])["n"] == 3
     assert _last_answer([]) is None
+
+
+# -- backup, restore and upgrade ---------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_written_and_restored_by_the_commands(shop, tmp_path, monkeypatch):
+    (tmp_path / "mine.sql").write_text("SELECT mine")
+    (tmp_path / "shut.csv").write_text("from,to,reason\n2024-12-24,2024-12-26,stock-taking\n")
+    for name, value in {"source": "postgres", "source_sql": tmp_path / "mine.sql", "closures_file": tmp_path / "shut.csv"}.items():
+        monkeypatch.setenv(f"RETENTION_OPS_{name.upper()}", str(value))
+    code, text = shop.run("backup", "--to", tmp_path / "friday.tar", "--json")
+    made = json.loads(text)
+    assert code == 0 and Path(made["file"]).stat().st_size == made["bytes"] and Path(made["file"]).stat().st_mode & 0o777 == 0o600
+    assert made["rows"]["ops_runs_log"] == 2
+    code, text = shop.run("restore", made["file"])
+    assert code == 1 and "is not empty" in text and "--force" in text
+    monkeypatch.setenv("RETENTION_OPS_WARNING_PCT", "12")
+    code, text = shop.run("restore", made["file"], "--into", tmp_path / "new")
+    assert code == 0 and "setting warning_pct was 15.0, is 12.0" in text and "actions reconcile" in text
+    own = tmp_path / "new" / "files_of_backup"
+    assert {file.name: file.read_text() for file in own.iterdir()} == {
+        "source_sql.sql": "SELECT mine", "closures_file.csv": (tmp_path / "shut.csv").read_text()}
+    assert str(own / "source_sql.sql") in text.replace("\n", "")
+    done = json.loads(shop.run("restore", made["file"], "--into", tmp_path / "other", "--json")[1])
+    assert done["held"] is True and done["moved"] is None and done["created_at"] == made["created_at"]
+    with ops_database(load_settings(home=tmp_path / "new")) as engine:
+        assert [row["key"] for row in ledger.find(engine)] == [row["key"] for row in ledger.find(shop.engine)]
+
+
+def test_an_upgrade_names_the_dates_of_another_release_and_changes_them_only_when_told(shop):
+    settings = load_settings(home=shop.home)
+    assert "Every date is this release's." in shop.run("upgrade", "--dry-run")[1]
+    rewritten(Lake(settings), shop.day, "sentence || '!' AS sentence", sql_sha256=OTHER_SQL)
+    (shop.home / "lake" / "SCHEMA").unlink()
+
+    def content() -> dict[str, bytes]:
+        return {str(path.relative_to(shop.home)): path.read_bytes() for path in sorted(shop.home.rglob("*")) if path.is_file()}
+
+    before = content()
+    code, text = shop.run("upgrade", "--dry-run", "--json")
+    found = json.loads(text)
+    assert code == 0 and (found["dates"], found["done"], found["rebuilt"]) == ([str(shop.day)], False, False)
+    assert found["lake_schema"] == [1, LAKE_SCHEMA] and content() == before
+    code, text = shop.run("upgrade", "--dry-run")
+    assert code == 0 and f"alert_logic: {shop.day} computed by another release's rules" in text and content() == before
+    code, text = shop.run("upgrade", "--json")
+    assert code == 0 and (json.loads(text)["done"], json.loads(text)["dates"]) == (True, [str(shop.day)])
+    assert lake_schema(shop.home / "lake") == LAKE_SCHEMA
+    assert "can be computed again with --rebuild" in shop.run("upgrade")[1]

@@ -58,7 +58,7 @@ def test_each_service_has_a_health_check_a_restart_and_no_more_rights_than_it_ne
     assert all(service["healthcheck"]["test"][0] == "CMD" and service["restart"] == "unless-stopped" for service in services.values())
     for name in OURS:
         assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"] and "user" not in services[name]
-        assert services[name]["volumes"] == ["state:/var/lib/retention-ops"]
+        assert services[name]["volumes"] == ["state:/var/lib/retention-ops", *["./config:/etc/retention-ops:ro"] * (name == "code")]
     assert services["webserver"]["ports"] == ["127.0.0.1:3000:3000"], "it asks for no password"
     assert "ports" not in services["postgres"] and "ports" not in services["code"]
 
@@ -76,6 +76,10 @@ def test_every_name_in_the_environment_files_is_one_that_something_reads():
     asked |= set(re.findall(r"\$(\w+_PASSWORD)", (DEPLOY / "postgres-init.sh").read_text())) | {"POSTGRES_PASSWORD"}
     given = {name for file in ("postgres", "retention-ops", "destinations") for name in environment_of(file)}
     assert given - known - asked == set() and asked - given == set()
+    proposed = {name for path in (DEPLOY / "env").iterdir() for name in re.findall(r"^# (\w+)=", path.read_text(), flags=re.M)}
+    assert proposed - known == set() and {"RETENTION_OPS_SOURCE_URL", "RETENTION_OPS_ID_KEY", "RETENTION_OPS_HEARTBEAT_URL"} <= proposed
+    blocks = re.findall(r"^    (RETENTION_OPS_\w+)=", (ROOT / "docs" / "operations.md").read_text(), flags=re.M)
+    assert blocks and set(blocks) <= known
     secret = [name for file in ("postgres", "retention-ops", "destinations") for name, value in environment_of(file).items()
               if re.search("PASSWORD$|TOKEN$", name) and value]
     assert secret == [], "an example holds a secret"

@@ -9,7 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from retention_ops.execute import health, ledger
-from retention_ops.log.database import ops_database
+from retention_ops.log import runs
+from retention_ops.log.database import incidents, ops_database, ops_runs_log
 from retention_ops.metrics import Metric, as_numbers, exposition, metrics, metrics_path, write_metrics
 from retention_ops.warehouse.lake import Lake
 from retention_ops_tests.conftest import settings_for
@@ -93,6 +94,34 @@ def test_what_happened_is_counted(home):
     assert numbers["action_failures_total"]["sheets"] == 1
     assert numbers["actions"]["needs_human"] == 2, "one was cancelled, rehearsals do not count"
     assert [cause for cause, number in numbers["health_causes_open"].items() if number] == ["run_failed", "data_late", "source_check_off"]
+
+
+def test_alerts_incidents_and_the_newest_answer_are_counted(home):
+    """Three flagged dates begin two alerts; one flagged before the newest 30 dates, and what was rehearsed or is closed, count nowhere."""
+    lake, engine, clock = home
+    row = {column.name: None if column.nullable else 0 for column in ops_runs_log.columns if column.name != "position"}
+    for number, (ago, flag) in enumerate([(30, True), (20, True), (19, True), (5, True), (1, False), (0, False)]):
+        runs.append(engine, {
+            **row, "run_id": str(number), "run_timestamp": NOW, "alert_date": COMPLETE - timedelta(days=ago), "alert_flag": flag,
+            "alert_type": "retention_status_degradation", "severity": "WARNING" if flag else "INFO", "status": "success", "mode": "live",
+            "execution_time_ms": 1250 + number})
+    opened = {"alert_type": "retention_status_degradation", "opened_on": COMPLETE, "last_flagged_on": COMPLETE, "frozen_baseline": 1.0,
+              "frozen_warning_pct": 15.0, "owner": "", "backup_owner": "", "ack_by": NOW, "created_at": NOW, "updated_at": NOW}
+    with engine.begin() as connection:
+        connection.execute(incidents.insert(), [
+            {**opened, "scope": str(number), "mode": mode, "severity": severity, "state": state}
+            for number, (mode, severity, state) in enumerate([
+                ("live", "CRITICAL", "open"), ("pilot", "CRITICAL", "open"), ("live", "WARNING", "open"),
+                ("live", "WARNING", "resolved"), ("shadow", "WARNING", "open")])
+        ])
+    found = metrics(engine, lake, lake.settings, clock)
+    numbers = as_numbers(found)
+    assert (numbers["flagged_dates_30_days"], numbers["alerts_30_days"]) == (3, 2)
+    assert numbers["open_incidents"] == {"WARNING": 1, "CRITICAL": 2} and numbers["last_response_duration_seconds"] == 1.255
+    samples = {name: values for name, (_, values) in parsed(exposition(found)).items()}
+    assert samples["retention_ops_flagged_dates_30_days"] == {(): 3} and samples["retention_ops_alerts_30_days"] == {(): 2}
+    assert samples["retention_ops_open_incidents"] == {(("severity", "WARNING"),): 1, (("severity", "CRITICAL"),): 2}
+    assert samples["retention_ops_last_response_duration_seconds"] == {(): 1.255}
 
 
 def test_the_file_is_replaced_whole_and_says_the_same(home):

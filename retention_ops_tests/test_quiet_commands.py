@@ -14,8 +14,9 @@ import typer
 
 from retention_ops.cli import app
 from retention_ops.execute.health import CAUSES
-from retention_ops.execute.wording import HEALTH
+from retention_ops.execute.wording import HEALTH, health_lines, health_title, slack_health
 from retention_ops.log.database import ops_database
+from retention_ops_tests.conftest import settings_for
 from retention_ops_tests.shops import lake_with, orders_frame
 from retention_ops_tests.test_cli import cli
 
@@ -92,9 +93,19 @@ def test_every_cause_has_a_name_and_a_page_that_says_the_four_things():
         assert text.startswith(f"# {HEALTH[path.stem]}\n") and len(text.splitlines()) < 50
 
 
-def test_a_page_is_printed_by_the_command_that_alerts_name(tmp_path):
-    result = cli("health", "--runbook", "data_late", home=tmp_path)
-    assert result.returncode == 0 and result.stdout.strip() == (RUNBOOKS / "data_late.md").read_text().strip()
+@pytest.mark.parametrize("cause", CAUSES)
+def test_an_alert_links_its_page_or_names_the_command_that_prints_it(tmp_path, cause):
+    row = {"cause": cause, "subject": "", "detail": "something", "opened_at": datetime.now(UTC), "closed_at": None}
+
+    def said(**changes):
+        lines = health_lines(row, settings_for(tmp_path, **changes))
+        return json.dumps(slack_health(health_title(row), lines)["blocks"])
+
+    linked = said(runbooks_url="https://git.example/docs/runbooks/")
+    assert f"What to do: https://git.example/docs/runbooks/{cause}.md" in linked and "--runbook" not in linked
+    named = re.search(r"What to do: retention-ops ([a-z_ -]+)", said())[1]
+    result = cli(*named.split(), home=tmp_path)
+    assert result.returncode == 0 and result.stdout.strip() == (RUNBOOKS / f"{cause}.md").read_text().strip()
 
 
 def commands() -> list[str]:

@@ -318,16 +318,19 @@ def _clock(settings: Settings) -> Any:
 def _rights(settings: Settings, mode: str) -> Iterator[Any]:
     """What each credential in use needs, and of a Postgres role whether it has more."""
     from retention_ops.execute.destinations import SLOTS, chosen
+    from retention_ops.execute.destinations.choice import HEALTH_SLOT
 
     if sa.make_url(settings.database_url).get_backend_name() == "postgresql":
         yield _finding("ops database", *_role(settings))
+    if settings.source == "postgres":  # what its user has is asked of the source itself, above
+        yield _finding("postgres source", True, f"needs {RIGHTS['postgres source']}")
     if settings.warehouse == "bigquery":
         yield _finding("bigquery", True, f"needs {RIGHTS['bigquery']}")
-    used = dict.fromkeys(chosen(slot, settings, mode) for slot in (*SLOTS, "mail"))
+    used = dict.fromkeys(chosen(slot, settings, mode) for slot in (*SLOTS, "mail", HEALTH_SLOT))
     for name in used:
         if name in RIGHTS:
             yield _finding(name, True, f"needs {RIGHTS[name]}")
-    if settings.warehouse == "lake" and set(used) == {"local"} and not settings.ops_database_url:
+    if settings.warehouse == "lake" and set(used) == {"local"} and not settings.ops_database_url and not settings.source:
         yield _finding("files", True, f"only {settings.home} is read and written; its owner needs no other right")
 
 

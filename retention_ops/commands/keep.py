@@ -56,6 +56,7 @@ def restore(
 
     The ledger then stays in shadow until `actions reconcile` has looked outside.
     """
+    from retention_ops.backup import FILES_OF_BACKUP
     from retention_ops.backup import restore as put_back
     from retention_ops.settings import load_settings
 
@@ -71,6 +72,8 @@ def restore(
         say(f"What was there lies in {escape(str(done.moved))}.")
     for name, (then, now) in done.differs.items():
         say(f"[yellow]setting {name} was {escape(str(then))}, is {escape(str(now))}[/yellow]")
+    if (own := done.home / FILES_OF_BACKUP).is_dir():
+        say(f"As they were then, for you to compare: {', '.join(escape(str(file)) for file in sorted(own.iterdir()))}.")
     say("[red]Nothing leaves[/red] until the ledger is reconciled. Bring in the orders since the backup, build the dates, then reconcile.")
     use = f"--home {done.home} " if into else ""
     orders = "source pull" if settings.source else "ingest FILE --preset orders --replace"

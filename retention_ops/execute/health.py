@@ -226,17 +226,19 @@ def _source_off(connection: Connection, settings: Settings) -> Iterator[Cause]:
 
 
 def _waiting_actions(connection: Connection, now: datetime) -> Iterator[Cause]:
-    """One cause for each alert date: another morning's action is another matter. What health itself could not tell is not counted:
-    it would be told by the same way."""
+    """One cause for each alert date: another morning's action is another matter. A list that waits for its approval waits for a person as
+    well. What health itself could not tell is not counted: it would be told by the same way."""
+    asks = sa.func.sum(sa.case((actions.c.state == ledger.AWAITING, 1), else_=0))
     query = (
-        sa.select(actions.c.alert_date, sa.func.count(), sa.func.min(actions.c.key))
-        .where(actions.c.state == ledger.NEEDS_HUMAN, actions.c.mode.in_(REAL_MODES), actions.c.slot != HEALTH_SLOT,
+        sa.select(actions.c.alert_date, sa.func.count(), asks, sa.func.min(actions.c.key))
+        .where(actions.c.state.in_((ledger.NEEDS_HUMAN, ledger.AWAITING)), actions.c.mode.in_(REAL_MODES), actions.c.slot != HEALTH_SLOT,
                actions.c.updated_at <= now - WAITS_FOR_A_PERSON)
         .group_by(actions.c.alert_date).order_by(actions.c.alert_date)
     )
-    for day, number, key in connection.execute(query).tuples():
+    for day, number, asked, key in connection.execute(query).tuples():
         what = f"Action {key[:12]} of {day} waits" if number == 1 else f"{number} actions of {day} wait"
-        yield Cause(NEEDS_HUMAN, f"{what} for a person, for more than an hour.", str(day))
+        whom = "for approval" if asked == number else "for a person" + (f" ({asked} for approval)" if asked else "")
+        yield Cause(NEEDS_HUMAN, f"{what} {whom}, for more than an hour.", str(day))
 
 
 def alert_starts(connection: Connection, days: int) -> tuple[date | None, list[date], list[date]]:

@@ -87,8 +87,9 @@ class Postgres:
             self.fail(error)
 
     def findings(self, select: Select) -> Iterator[Finding]:
-        who, database, superuser = self.connection.exec_driver_sql(
-            "SELECT current_user, current_database(), (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)").one()
+        who, database, superuser, read_only = self.connection.exec_driver_sql(
+            "SELECT current_user, current_database(), (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), "
+            "current_setting('default_transaction_read_only') = 'on'").one()
         grant = _grants(who, database, select.tables())
         writable = [] if superuser else [
             name for name in select.tables()
@@ -101,6 +102,9 @@ class Postgres:
             yield Finding(None, f"user {who} is a superuser; we only read, in a read-only transaction", grant)
         elif writable:
             yield Finding(None, f"user {who} may write to {', '.join(writable)}; we only read, in a read-only transaction", grant)
+        elif not read_only:
+            yield Finding(None, f"user {who} may read and not write what the SELECT names; its transactions are not read-only by default",
+                          f"ALTER ROLE {who} SET default_transaction_read_only = on")
         else:
             yield Finding(True, f"user {who} may read and not write what the SELECT names; needed is no more than: {grant}")
 
@@ -127,4 +131,5 @@ def _line(error: Exception, text: str) -> str:
 def _grants(who: str, database: str, tables: Sequence[str]) -> str:
     named = ", ".join(tables) or "the tables of the SELECT"
     schemas = ", ".join(sorted({table.rpartition(".")[0].rpartition(".")[2] or "public" for table in tables})) or "public"
-    return f"GRANT CONNECT ON DATABASE {database} TO {who}; GRANT USAGE ON SCHEMA {schemas} TO {who}; GRANT SELECT ON {named} TO {who}"
+    return (f"GRANT CONNECT ON DATABASE {database} TO {who}; GRANT USAGE ON SCHEMA {schemas} TO {who}; "
+            f"GRANT SELECT ON {named} TO {who}; ALTER ROLE {who} SET default_transaction_read_only = on")

@@ -41,6 +41,18 @@ def computed(tmp_path_factory) -> Lake:
     return lake
 
 
+def naive_bars(orders: pd.DataFrame, last: date, days: int) -> str:
+    """The share at risk of each day as a bar, from the lowest day to the line that would be CRITICAL on the last one."""
+    def share(ago: int) -> float:
+        counts = naive_statuses(orders, last - timedelta(days=ago))
+        return 100 * counts["at_risk"] / sum(counts.values())
+
+    shares = [share(ago) for ago in range(days - 1, -1, -1)]
+    line = sum(share(ago) for ago in range(1, 8)) / 7 * 1.25
+    low, high = min(shares), max(*shares, line)
+    return "".join("▁▂▃▄▅▆▇█"[int((each - low) / (high - low) * 7 + 0.5)] for each in shares)
+
+
 def shown(lake: Lake, last: date, name: str = "weekly", **settings) -> dict:
     found = lake.settings.model_copy(update=settings)
     return view(digest.collect(None, lake, found, digest.period_ending(name, last)))
@@ -73,6 +85,7 @@ def test_every_number_is_that_of_a_naive_recount(computed, last, name, span):
     rows = computed.read_range("alert_logic", last - timedelta(days=span - 1), last)
     assert [each["date"] for each in found["flagged"]] == sorted(set(pd.to_datetime(rows["alert_date"][rows["alert_flag"]]).dt.date))
     assert (found["first"], found["last"], found["looked"], found["days"]) == (last - timedelta(days=span - 1), last, span, span)
+    assert found["spark_days"] == 21 and found["spark"] == naive_bars(orders, last, 21)
 
 
 @pytest.mark.parametrize("factor", [2 / 3, 1, 4 / 3])
@@ -106,6 +119,7 @@ def test_a_calm_week_says_so_in_its_first_sentence(computed):
     text = render_markdown(digest.collect(None, computed, computed.settings, digest.period_ending("weekly", calm)), computed.settings)
     assert text.split("\n\n")[1] == (
         "**We looked at each of the 7 days to Mon 20 May 2024, the data was whole, and nothing was wrong.**")
+    assert "Orders are complete through Mon 27 May 2024." in text.split("\n\n")[2]
     day = render_markdown(digest.collect(None, computed, computed.settings, digest.period_ending("daily", calm)), computed.settings)
     assert "**We looked at Mon 20 May 2024, the data was whole, and nothing was wrong.**" in day
 

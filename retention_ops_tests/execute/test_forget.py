@@ -496,3 +496,22 @@ def test_worksheets_expire(shop):
             assert shop.responder(engine).expire_lists() == [], "once"
         finally:
             shop.clock.now -= timedelta(days=shop.settings.sheets_keep_days + 1)
+
+
+@pytest.mark.slow
+def test_the_daily_run_lets_old_packs_and_worksheets_go(shop):
+    """Nobody has to think of it: a run 91 days later removes both, and the ledger has the deletion."""
+    assert find_pack(shop.settings, shop.day) and len(shop.world.sheets.titles()) > 1
+    now = shop.clock.now
+    shop.clock.now += timedelta(days=91)
+    try:
+        # the newest date whose orders are in: what is due by the clock, not by the date that is run
+        outcome = run_dates(build_loop(shop.settings, shop.clock), LAST_DAY, LAST_DAY)
+        assert outcome.success, outcome.errors
+    finally:
+        shop.clock.now = now
+    assert find_pack(shop.settings, shop.day) is None and find_pack(shop.settings, LAST_DAY)
+    assert shop.world.sheets.titles() == ["Sheet1"]
+    with ops_database(shop.settings) as engine:
+        gone = ledger.find(engine, slot=WITHDRAWAL_SLOT)
+    assert gone and {(row["state"], row["payload"]["why"]) for row in gone} == {(ledger.SENT, "sheets_keep_days")}

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from retention_ops.definitions import build_defs
 from retention_ops.execute import health, ledger, quiet
 from retention_ops.execute.door import HALTED
-from retention_ops.execute.health import CAUSES, DATA_LATE, NEEDS_HUMAN, NONE_AT_ALL, RUN_FAILED, SOURCE_OFF, TOO_MANY
+from retention_ops.execute.health import CAUSES, DATA_LATE, NEEDS_HUMAN, NONE_AT_ALL, RUN_FAILED, SOURCE_OFF, TOO_MANY, Cause
 from retention_ops.execute.sensors import quiet_sensor
 from retention_ops.execute.wording import HEALTH
 from retention_ops.log import runs
@@ -291,7 +291,28 @@ def test_waiting_actions_of_another_date_are_another_cause(owned):
     assert found(owned) == [f"{NEEDS_HUMAN}:{WARNINGS[0]}"]
     owned.clock.forward(minutes=30)
     _, second = health.look(owned.engine, owned.lake, owned.settings, owned.clock)
-    assert second.key == f"{NEEDS_HUMAN}:{WARNINGS[1]}" and second.detail.startswith(f"2 actions of {WARNINGS[1]} wait")
+    assert second.key == f"{NEEDS_HUMAN}:{WARNINGS[1]}"
+    assert second.detail == f"2 actions of {WARNINGS[1]} wait for a person, for more than an hour."
+
+
+def test_a_list_that_waits_for_approval_waits_for_a_person_too(owned):
+    asks = {"audience_sha256": "a" * 64, "customers": 900}
+    with owned.engine.begin() as connection:
+        (key,) = ledger.plan(connection, [intent(slot="sheets", approval=asks)], owned.clock(), "test", {})
+        ledger.plan(connection, [intent(slot="sheets", approval=asks, mode="shadow")], owned.clock(), "test", {})
+    assert owned.actions(key=key)[0]["state"] == ledger.AWAITING
+    owned.clock.forward(minutes=59)
+    assert found(owned) == []
+    owned.clock.forward(minutes=1)
+    (cause,) = health.look(owned.engine, owned.lake, owned.settings, owned.clock)
+    assert cause == Cause(NEEDS_HUMAN, f"Action {key[:12]} of {DAY} waits for approval, for more than an hour.", str(DAY))
+    held(owned)
+    owned.clock.forward(hours=1)
+    (cause,) = health.look(owned.engine, owned.lake, owned.settings, owned.clock)
+    assert cause.detail == f"2 actions of {DAY} wait for a person (1 for approval), for more than an hour."
+    decided(owned)
+    ledger.decide_approval(owned.engine, key, False, asks["audience_sha256"], "Ada", "not now", owned.clock())
+    assert found(owned) == []
 
 
 def test_what_health_could_not_tell_is_told_by_nobody_else(owned):
@@ -503,7 +524,8 @@ def test_an_answer_neither_withdraws_nor_waits_for_what_is_said_beside_it(stage)
 def test_at_slack_the_end_stands_in_the_thread(template, tmp_path):
     with SlackServer() as server:
         server.channels[OWNER] = channel("data-owners")
-        changes = {"health_channel": OWNER, "messages_to": "local", "slack_channel": "", "slack_api_url": server.api_url, "digest": "off"}
+        changes = {"health_channel": OWNER, "messages_to": "local", "slack_channel": "", "slack_api_url": server.api_url, "digest": "off",
+                   "runbooks_url": "https://git.example/docs/runbooks"}
         with staged(template, tmp_path, **FED, **changes) as stage:
             stage.clock.now = WELL
             secrets = Secrets(slack_token=SecretStr(TOKEN))
@@ -512,6 +534,7 @@ def test_at_slack_the_end_stands_in_the_thread(template, tmp_path):
                 tell(stage, destinations=None, secrets=secrets)
         opening, end = server.messages
         assert opening["channel"] == OWNER != CHANNEL and end["thread_ts"] == opening["ts"]
+        assert "https://git.example/docs/runbooks/source_check_off.md" in json.dumps(opening["blocks"])
         assert "Health: the source check is off" in json.dumps(opening["blocks"]) and "Over:" in json.dumps(end["blocks"])
 
 

@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 import sqlglot
 from typer.testing import CliRunner
 
 from retention_ops.cli import app
+from retention_ops.commands.doctor import RIGHTS
 from retention_ops.definitions import build_loop
 from retention_ops.log.database import ingestions, ops_database, source_checks
 from retention_ops.settings import Secrets, load_settings
@@ -134,6 +136,52 @@ def test_doctor_says_whether_the_source_answers_and_what_it_needs(shop, monkeypa
     monkeypatch.setenv("RETENTION_OPS_SOURCE_URL", "postgresql://ada:canary-password@127.0.0.1:1/shop")
     down = run(shop, "doctor")
     assert down.returncode == 1 and "Connection refused" in down.stdout and "canary" not in down.stdout + down.stderr
+
+
+def test_doctor_says_of_a_postgres_role_when_it_has_more_than_it_needs(shop, monkeypatch, postgres_url):
+    """Of the source's user and of the ops database's: a superuser, one who may write, a reader, and an owner of one database."""
+    server = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    url = sa.make_url(postgres_url)
+
+    def told(source: str, ops: str = "") -> tuple[dict, dict]:
+        """The source's own finding and the group of least rights, with these roles."""
+        monkeypatch.setenv("RETENTION_OPS_SOURCE_URL", _address(url.set(username=source or url.username)))
+        monkeypatch.setenv("RETENTION_OPS_OPS_DATABASE_URL", _address(url.set(username=ops or url.username, database="t_ops")))
+        found = json.loads(run(shop, "doctor", "--json").stdout)["findings"]
+        rights = {row["subject"]: row for row in found if row["group"] == "least rights"}
+        return next(row for row in found if row["subject"] == "rights"), rights
+
+    with server.connect() as admin:
+        try:
+            for statement in (
+                "CREATE ROLE t_writer LOGIN", "CREATE ROLE t_reader LOGIN", "CREATE ROLE t_owner LOGIN",
+                "CREATE DATABASE t_ops OWNER t_owner",
+                "GRANT USAGE ON SCHEMA public TO t_writer, t_reader", "GRANT SELECT ON shop_orders TO t_writer, t_reader",
+                "GRANT UPDATE ON shop_orders TO t_writer",
+            ):
+                admin.execute(sa.text(statement))
+            source, rights = told("")
+            assert source["ok"] is None and "is a superuser" in source["sentence"] and "default_transaction_read_only" in source["cure"]
+            assert rights["ops database"]["ok"] is None and "is superuser, CREATEDB, CREATEROLE" in rights["ops database"]["sentence"]
+            assert rights["postgres source"]["sentence"] == f"needs {RIGHTS['postgres source']}" and "files" not in rights
+            source, rights = told("t_writer", "t_owner")
+            assert source["ok"] is None and "t_writer may write to shop_orders" in source["sentence"]
+            assert rights["ops database"]["ok"] is True and "t_owner has no more than it needs" in rights["ops database"]["sentence"]
+            source, _ = told("t_reader", "t_owner")
+            assert source["ok"] is None and source["cure"] == "ALTER ROLE t_reader SET default_transaction_read_only = on"
+            admin.execute(sa.text(source["cure"]))
+            source, _ = told("t_reader", "t_owner")
+            assert source["ok"] is True and "t_reader may read and not write" in source["sentence"]
+        finally:
+            admin.execute(sa.text("DROP DATABASE IF EXISTS t_ops WITH (FORCE)"))
+            for role in ("t_writer", "t_reader", "t_owner"):
+                admin.execute(sa.text(f"DROP OWNED BY {role}"))
+                admin.execute(sa.text(f"DROP ROLE {role}"))
+    server.dispose()
+
+
+def _address(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=False)
 
 
 def test_a_source_that_is_down_fails_with_a_clear_message(shop, monkeypatch):
