@@ -51,7 +51,7 @@ def parsed(text: str) -> dict[str, tuple[str, dict[tuple[tuple[str, str], ...], 
 @pytest.fixture
 def home(tmp_path):
     lake = lake_with(orders_frame([("a", COMPLETE - timedelta(days=200), 100), ("b", COMPLETE, 100)]), tmp_path / "home",
-                     metrics_file="metrics.prom", mode="live")
+                     metrics_file="metrics.prom", mode="live", source="files", source_path="exports")
     with ops_database(lake.settings) as engine:
         yield lake, engine, FakeClock(NOW)
 
