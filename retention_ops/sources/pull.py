@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.settings import Settings
-from retention_ops.sources.ingest import Scope, Staged, Terms, commit_orders, stage
+from retention_ops.sources.ingest import Scope, Staged, Terms, commit_orders, spoken_from, stage
 from retention_ops.sources.presets import source_preset
 from retention_ops.sources.reader import Reader, dialect_of, open_reader
 from retention_ops.sources.reading import Progress
@@ -60,8 +60,8 @@ class PullReport:
     `full`: everything was read; else the orders from `since` on and what changed since `changed_since` (None: not known there).
     `new` orders are later than what was complete before, `late` ones are not. `amount_changed`, `date_changed` and `re_owned` may
     be the same orders. `withdrawn` ones are still in the source but count no more (status, test flag, amount); `vanished` ones are
-    gone. `excluded` are rows read that are no orders, by reason. `kept_before` are known orders from before the source's own
-    first date, of which it says nothing. Of `refunded` orders more was paid back than was known, on dates later than what was
+    gone. `excluded` are rows read that are no orders, by reason. `kept_before` are known orders from before the first date the
+    source speaks for (ingest.spoken_from). Of `refunded` orders more was paid back than was known, on dates later than what was
     complete before, of `refunded_late` ones not later, and of `refund_lowered` ones less than was known. Every stored partition from
     `stale_from` on says what is no longer so.
     """
@@ -302,7 +302,7 @@ def _kept_before(con: duckdb.DuckDBPyConnection, plan: Plan, parent: OrdersVersi
     if parent is None or plan.since is not None:
         return 0
     return con.execute(
-        "SELECT count(*) FROM known ANTI JOIN staged USING (order_id) WHERE order_date < (SELECT min(order_date) FROM staged)"
+        f"SELECT count(*) FROM known ANTI JOIN staged USING (order_id) WHERE order_date < DATE '{spoken_from(con, parent)}'"
     ).fetchone()[0]
 
 

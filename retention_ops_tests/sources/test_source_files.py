@@ -14,6 +14,7 @@ import duckdb
 import pytest
 
 from retention_ops.errors import InputRefused, SourceError
+from retention_ops.sources.check import check_source
 from retention_ops.sources.examples import write_example
 from retention_ops.sources.pull import pull
 from retention_ops.warehouse.lake import Lake
@@ -116,6 +117,24 @@ def test_a_rolling_export_keeps_what_it_no_longer_reaches(tmp_path):
     taken(lake)
     put(tmp_path / "in" / "a.csv", order(2), order(3), order(4, "2026-03-01"))
     assert pull(lake, clock=lambda: NOW).kept_before == 1 and ids(lake) == ["01", "02", "03", "04"]
+
+
+def test_a_rolling_export_that_begins_in_the_middle_of_a_day_speaks_for_the_days_after_it(tmp_path):
+    def at(hour: int, day: str = "2026-02-20") -> str:
+        return f"{day[-2:]}-{hour:02d},c{hour},{day} {hour:02d}:30:00,10.00,EUR,paid,false"
+
+    whole = [at(hour) for hour in range(24)]
+    put(tmp_path / "in" / "orders.csv", at(9, "2026-02-01"), *whole, at(9, "2026-02-21"), at(10, "2026-02-21"))
+    lake = shop(tmp_path, str(tmp_path / "in"))
+    assert len(taken(lake)) == 27
+    put(tmp_path / "in" / "orders.csv", *whole[13:], at(9, "2026-02-21"), at(1, "2026-03-02"))  # the next export, from noon on
+    second = pull(lake, clock=lambda: NOW)
+    assert (second.kept_before, second.vanished, second.new, second.stale_from) == (14, 1, 1, date(2026, 2, 21)), "one is gone"
+    assert len(ids(lake)) == 27
+    for everything in (False, True):
+        checked = check_source(lake, everything=everything, clock=lambda: NOW)
+        assert (checked.since, checked.off) == (date(2026, 2, 21), []), "nor does the check miss what a pull keeps"
+    assert not pull(lake, full=True, clock=lambda: NOW).changed
 
 
 # --- a bucket --------------------------------------------------------------------------------------------------------
