@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.clock import Clock
 from retention_ops.execute import health, ledger
-from retention_ops.execute.destinations.choice import HEARTBEAT_SLOT
+from retention_ops.execute.destinations.choice import EVERY_SLOT, HEARTBEAT_SLOT
 from retention_ops.execute.door import HALTED
 from retention_ops.log.database import actions, health_causes, incidents, loop_runs, ops_events, ops_runs_log
 from retention_ops.settings import REAL_MODES, Settings
@@ -26,7 +26,6 @@ from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.seam import Warehouse
 
 PREFIX = "retention_ops_"
-SLOTS = ("slack", "ticket", "sheets", "webhook", "mail", "export", "digest", "health", "heartbeat")
 WATCHED_STATES = (ledger.PLANNED, ledger.SENDING, ledger.UNKNOWN, ledger.AWAITING, ledger.NEEDS_HUMAN, ledger.FAILED)
 RUN_STATUSES = ("success", "failure", "canceled")
 MODES = ("off", "shadow", "pilot", "live")
@@ -101,7 +100,7 @@ def _actions(connection: Connection) -> list[Metric]:
         sa.select(actions.c.state, sa.func.count()).where(actions.c.mode.in_(REAL_MODES)).group_by(actions.c.state)))
     return [
         _by("action_failures_total", "counter", "Actions of pilot and live that were refused or came to need a human, by slot "
-            "(webhook and sheets are the seed's webhook and export failures)", "slot", SLOTS, failures),
+            "(webhook and sheets are the seed's webhook and export failures)", "slot", EVERY_SLOT, failures),
         _by("actions", "gauge", "Actions of pilot and live that are not done, by state", "state", WATCHED_STATES, states),
     ]
 

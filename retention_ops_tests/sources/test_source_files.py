@@ -212,6 +212,34 @@ def test_a_bucket_is_read_and_never_written(tmp_path, bucket):
     assert "canary" not in str(missing.value)
 
 
+@pytest.mark.parametrize(("login", "path", "says"), [
+    ("CANARYKEY:CANARY%2FSECRET", "in", None),
+    ("CANARYKEY:CANARY%2FSECRET", "nothing/", "cannot be read"),
+    ("CANARYKEY:CANARY%2FSECRET", "nothing.csv", "has no csv or parquet file"),
+    ("CANARYKEY:CANARY%2FSECRET", "in&CANARYQUERY=1", "cannot be read"),
+    ("CANARYKEY:CANARY/SECRET", "in", "cannot be read"),
+    ("CANARYKEY:CANARY?SECRET", "in", "cannot be read"),
+    ("CANARYKEY:CANARY@SECRET", "in", "cannot be read"),
+])
+def test_a_login_in_the_buckets_address_is_shown_nowhere(tmp_path, bucket, login, path, says):
+    from retention_ops.commands.doctor import _source
+
+    bucket.files["in/a.csv"] = f"{HEADER}\n{order(1)}\n".encode()
+    path, _, more = path.partition("&")
+    lake = shop(tmp_path, f"s3://{login}@orders/{path}?endpoint_override=127.0.0.1:{bucket.server_address[1]}&scheme=http"
+                          f"&region=eu-central-1{more and '&' + more}")
+    told: list[str] = []
+    if says:
+        with pytest.raises(SourceError, match=says) as refused:
+            pull(lake, clock=lambda: NOW, progress=told.append)
+        told.append(str(refused.value))
+        assert "s3://***@orders/" in told[-1]
+    else:
+        told.append(repr(pull(lake, clock=lambda: NOW, progress=told.append)))
+    told.extend(map(repr, _source(lake.settings)))
+    assert not re.search(r"CANARY(KEY|.{1,3}SECRET)|SECRET|endpoint", "\n".join(told)), told
+
+
 # --- Shopify ---------------------------------------------------------------------------------------------------------
 
 
