@@ -161,12 +161,12 @@ class _Search:
     def _not_computed(self, last: date) -> list[date]:
         """Dates without an alert row of the orders in force, or whose orders are not all in: what they will say is not known yet."""
         lake = self.responder.lake
-        orders, stored, changes = lake.orders(), set(lake.days("alert_logic")), Changes(lake)
+        orders, changes = lake.orders(), Changes(lake)
         first = max(self._looking().horizon(), orders.first_date)
+        stored = dict(lake.provenances(["alert_logic"], first, last))
 
         def known(day: date) -> bool:
-            return day in stored and day <= orders.complete_through and \
-                not changes.since(lake.provenance("alert_logic", day).get("orders_version", ""), day)
+            return day in stored and day <= orders.complete_through and not changes.since(stored[day].get("orders_version", ""), day)
 
         span = (first + timedelta(days=offset) for offset in range(max((last - first).days + 1, 0)))
         return [day for day in span if not known(day)]
