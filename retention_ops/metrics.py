@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from retention_ops.clock import Clock
+from retention_ops.clock import Clock, shop_day
 from retention_ops.execute import health, ledger
 from retention_ops.execute.destinations.choice import EVERY_SLOT, HEARTBEAT_SLOT
 from retention_ops.execute.door import HALTED
@@ -118,7 +117,7 @@ def _alerts(connection: Connection) -> list[Metric]:
 
 
 def _data(settings: Settings, now: datetime, complete: date | None) -> list[Metric]:
-    yesterday = now.astimezone(ZoneInfo(settings.shop_timezone)).date() - timedelta(days=1)
+    yesterday = shop_day(now, settings.shop_timezone) - timedelta(days=1)
     return [
         _one("data_age_days", "Days by which orders are behind yesterday in the shop's time zone; 0: they are all in",
              None if complete is None else max((yesterday - complete).days, 0)),

@@ -14,8 +14,10 @@ from sqlalchemy.engine import Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError
 from retention_ops.execute import health
+from retention_ops.log import runs
+from retention_ops.log.database import ops_database
 from retention_ops.sources.ingest import spoken_from
-from retention_ops.sources.pull import Desk, desk
+from retention_ops.sources.pull import Desk, PullReport, desk, pull
 from retention_ops.sources.reader import dialect_of, open_reader
 from retention_ops.sources.reading import Progress
 from retention_ops.sources.refunds import IN_CENTS
@@ -56,6 +58,18 @@ class CheckReport:
     week: list[Day]
     rows_read: int
     excluded: dict[str, int]
+
+
+def pull_and_check(
+    lake: Warehouse, *, check: bool = True, clock: Clock = system_clock, progress: Progress = lambda text: None, **how: bool,
+) -> PullReport:
+    """A pull (`how`: its options) as everybody does it: recorded, and followed by the check nobody asks for. Raises as `pull` does."""
+    report = pull(lake, clock=clock, progress=progress, **how)
+    with ops_database(lake.settings) as engine:
+        runs.record_ingestions(engine, "orders", lake.orders_versions())
+        if check:
+            check_once(lake, engine, clock, progress)
+    return report
 
 
 def check_source(

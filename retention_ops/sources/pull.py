@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -228,7 +229,7 @@ class Desk:
         names = list(plan.columns)
         schema = pa.schema([(name, pa.string()) for name in names])
         count = 0
-        with pq.ParquetWriter(file, schema) as writer:  # piece by piece: memory does not grow with the source
+        with pq.ParquetWriter(file, schema) as writer:  # piece by piece: memory does not grow with what is read
             for rows in reader.rows(statement(plan.select, plan.columns, where)):
                 writer.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)), schema=schema))
                 count += len(rows)
@@ -245,8 +246,11 @@ class Desk:
         self.progress(f"asking for {len(missing):,} orders that did not come")
         moved = self.scratch / "moved.parquet"
         self._write(reader, plan, with_ids(plan.select, plan.columns, missing), moved)
-        both = pa.concat_tables([pq.read_table(file), pq.read_table(moved)])
-        pq.write_table(both, file)
+        both = self.scratch / "both.parquet"
+        with pq.ParquetFile(file) as first, pq.ParquetFile(moved) as second, pq.ParquetWriter(both, first.schema_arrow) as writer:
+            for batch in chain(first.iter_batches(), second.iter_batches()):
+                writer.write_batch(batch)
+        both.replace(file)
 
 
 @contextmanager
