@@ -500,7 +500,7 @@ def test_worksheets_expire(shop):
 
 
 def test_state_of_our_own_is_no_file_that_somebody_put_there(tmp_path):
-    settings = Settings(_env_file=None, home=tmp_path)
+    settings = Settings(_env_file=None, home=tmp_path, metrics_file="metrics.prom")
     for name in (".installation", "return_model.json", str(settings.metrics_file), "export.csv"):
         (tmp_path / name).write_text("customer-77\n")
     assert [path.name for path in _others(settings, Traces(["customer-77"]))] == ["export.csv"]
