@@ -3,6 +3,9 @@
 set -eu
 umask 027
 mkdir -p "$DAGSTER_HOME"
-cp "$RETENTION_OPS_DEPLOY/dagster.yaml" "$DAGSTER_HOME/.dagster.yaml.$$"
-mv "$DAGSTER_HOME/.dagster.yaml.$$" "$DAGSTER_HOME/dagster.yaml"
+# containers share this folder and start at once; $$ is the same number in each
+new=$(mktemp "$DAGSTER_HOME/.dagster.yaml.XXXXXX")
+cp "$RETENTION_OPS_DEPLOY/dagster.yaml" "$new"
+chmod 640 "$new"
+mv "$new" "$DAGSTER_HOME/dagster.yaml"
 exec "$@"

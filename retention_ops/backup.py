@@ -25,14 +25,14 @@ import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.detect.verdict import FILE as VERDICT
@@ -50,6 +50,8 @@ from retention_ops.warehouse.versions import OrdersVersion, Store, customers_sto
 
 FORMAT = 1
 MANIFEST, SETTINGS_FILE = "manifest.json", "settings.json"
+NEEDED = {"created_at", "ops_schema", "lake_schema", SETTINGS_FILE}
+"""what a restore reads of a manifest and its files"""
 STATE = ("lake", "ops.sqlite", "action_packs")
 """what makes a home one that holds something"""
 KEPT_TABLE = "alert_logic"
@@ -133,7 +135,7 @@ def _add(tar: tarfile.TarFile, name: str, content: Any, size: int, now: datetime
 
 def _prove_whole(file: Path) -> None:
     """A backup nobody can read is found out when it is made."""
-    with opened(file) as (_, tar, manifest):
+    with opened(file) as (tar, manifest):
         for name in manifest["files"]:
             _checked(tar, name, manifest, None)
 
@@ -151,7 +153,7 @@ def _read_database(settings: Settings, scratch: Path) -> tuple[str | None, dict[
     if url.get_backend_name() == "sqlite":
         if not url.database or not Path(url.database).exists():
             return None, {}
-        # read-only, and through sqlite's own copy: a writer is neither waited for nor held up
+        # sqlite's own copy: a writer is neither waited for nor held up
         with closing(sqlite3.connect(url.database, timeout=60)) as source, closing(sqlite3.connect(scratch / "ops.copy")) as copy:
             source.backup(copy)
         engine = sa.create_engine(f"sqlite:///{scratch / 'ops.copy'}")
@@ -229,20 +231,19 @@ def _own_files(settings: Settings, scratch: Path) -> dict[str, Path]:
 
 def _pinned(root: Path, scratch: Path, look: Callable[[], tuple[str, list[Path]]], pointer: Path | None) -> dict[str, Path]:
     """Looks, and holds on to what was seen; looks again where an ingest removed a file in between."""
-    for attempt in range(TRIES):
+    for left in reversed(range(TRIES)):
         content, files = look()
         try:
             held = {f"lake/{path.relative_to(root).as_posix()}": _hold(path, scratch / "lake" / path.relative_to(root)) for path in files}
+            break
         except FileNotFoundError:
-            if attempt == TRIES - 1:
+            if not left:
                 raise
-            continue
-        if pointer and content:
-            pointer.parent.mkdir(parents=True, exist_ok=True)
-            pointer.write_text(content)
-            held[pointer.relative_to(scratch).as_posix()] = pointer
-        return held
-    return {}
+    if pointer and content:
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer.write_text(content)
+        held[pointer.relative_to(scratch).as_posix()] = pointer
+    return held
 
 
 def _hold(path: Path, under: Path) -> Path:
@@ -261,35 +262,50 @@ def _hold(path: Path, under: Path) -> Path:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[tuple[Path, tarfile.TarFile, dict[str, Any]]]:
+def opened(file: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, Any]]]:
     """A backup and its manifest. Raises RetentionOpsError where it is none, NewerSchema where this program does not know it."""
-    try:
-        with tarfile.open(file, "r:") as tar:
-            first = tar.next()
-            content = tar.extractfile(first) if first is not None and first.name == MANIFEST else None
-            if content is None:
-                raise ValueError("it does not begin with its manifest")
-            manifest = json.loads(content.read())
+    with ExitStack() as open_files:
+        with _whole(file):
+            tar = open_files.enter_context(tarfile.open(file, "r:"))
+            manifest = _manifest(tar)
             if manifest["format"] > FORMAT:
                 raise NewerSchema(f"{file} has format {manifest['format']}; this program knows formats up to {FORMAT}")
+            if absent := NEEDED - {*manifest, *manifest["files"]}:
+                raise ValueError(f"its manifest lacks {', '.join(sorted(absent))}")
             for name in manifest["files"]:
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                     raise ValueError(f"it names {name}")
-            yield file, tar, manifest
+        yield tar, manifest
+
+
+@contextmanager
+def _whole(file: Path | str) -> Iterator[None]:
+    """Around reading a backup, and around nothing else: what goes wrong later is no fault of the file."""
+    try:
+        yield
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         raise RetentionOpsError(f"{file} is no backup of retention-ops, or not a whole one ({error}); nothing was changed") from error
 
 
+def _manifest(tar: tarfile.TarFile) -> dict[str, Any]:
+    first = tar.next()
+    content = tar.extractfile(first) if first is not None and first.name == MANIFEST else None
+    if content is None:
+        raise ValueError("it does not begin with its manifest")
+    return json.loads(content.read())
+
+
 def _checked(tar: tarfile.TarFile, name: str, manifest: Mapping[str, Any], into: Path | None) -> None:
     """Copies one file out, proving its sha256; with `into` None it only proves."""
-    entry, digest = manifest["files"][name], hashlib.sha256()
-    content = tar.extractfile(tar.getmember(name))
-    with open(into, "wb") if into else open(os.devnull, "wb") as copy:
-        while content and (piece := content.read(1 << 20)):
-            digest.update(piece)
-            copy.write(piece)
-    if digest.hexdigest() != entry["sha256"]:
-        raise ValueError(f"{name} differs from its manifest")
+    with _whole(tar.name):
+        entry, digest = manifest["files"][name], hashlib.sha256()
+        content = tar.extractfile(tar.getmember(name))
+        with open(into, "wb") if into else open(os.devnull, "wb") as copy:
+            while content and (piece := content.read(1 << 20)):
+                digest.update(piece)
+                copy.write(piece)
+        if digest.hexdigest() != entry["sha256"]:
+            raise ValueError(f"{name} differs from its manifest")
 
 
 # -- restore -----------------------------------------------------------------------------------------------------------
@@ -306,18 +322,17 @@ def restore(
     """Puts a backup in place as `settings.home` and its ops database; every hash is proven first.
 
     All is built beside the home and put in place by rename; another ops database by URL changes in one transaction before that. Killed at
-    any moment, the home is the old one or the new one, and the same command goes on. `force` moves what is there aside, it deletes
-    nothing. The ledger is held at shadow until it is reconciled.
+    any moment, the home is the old one, the new one, or, between two renames, absent with the old one beside it; the same command goes
+    on. `force` moves what is there aside, it deletes nothing. The ledger is held at shadow until it is reconciled.
     """
     home = settings.home.absolute()
-    elsewhere = _elsewhere(settings)
     if not force and (there := occupied(settings)):
         raise RetentionOpsError(f"{settings.home} is not empty ({', '.join(there)}); choose another home with --into, or say --force: "
                                 "what is there is moved aside, nothing is deleted")
     if ui_runs(settings):
         raise RetentionOpsError(f"`retention-ops ui` runs on {settings.home}; stop it first")
     backup_sha = _sha256(file)
-    with scratch_folder(home.parent, f".{home.name}.restoring-") as scratch, opened(file) as (_, tar, manifest):
+    with scratch_folder(home.parent, f".{home.name}.restoring-") as scratch, opened(file) as (tar, manifest):
         os.chmod(scratch, 0o700)
         check_known(manifest["ops_schema"], f"the ops database in {file}")
         if manifest["lake_schema"] > LAKE_SCHEMA:
@@ -329,7 +344,7 @@ def restore(
         state = hold.Restored(datetime.fromisoformat(manifest["created_at"]), clock(), backup_sha)
         fresh = _new_home(scratch, home, manifest)
         say("restoring the ops database")
-        if elsewhere:
+        if settings.ops_database_url:  # it lies outside the home
             _into_database(settings, scratch / "files" / "ops", manifest, state, force)
         else:
             _into_database(settings.model_copy(update={"home": fresh}), scratch / "files" / "ops", manifest, state, False)
@@ -340,11 +355,6 @@ def restore(
     now = settings.recorded()
     differs = {name: (then.get(name), now.get(name)) for name in sorted({*then, *now}) if then.get(name) != now.get(name)}
     return Restored(settings.home, manifest, moved, differs)
-
-
-def _elsewhere(settings: Settings) -> bool:
-    """Whether the ops database lies outside the home."""
-    return bool(settings.ops_database_url)
 
 
 def _new_home(scratch: Path, home: Path, manifest: Mapping[str, Any]) -> Path:
@@ -374,7 +384,7 @@ def _into_database(settings: Settings, folder: Path, manifest: Mapping[str, Any]
     try:
         with engine.begin() as connection:
             known = _tables(connection)
-            if known and _is_of(engine, connection, state):
+            if known and _is_of(connection, state):
                 return  # an earlier try was killed after this step
             if known and any(connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first() for table in known):
                 where = engine.url.render_as_string(hide_password=True)
@@ -393,8 +403,8 @@ def _into_database(settings: Settings, folder: Path, manifest: Mapping[str, Any]
         engine.dispose()
 
 
-def _is_of(engine: Engine, connection: Connection, state: hold.Restored) -> bool:
-    """Whether this very backup was restored here already, and nothing has happened since."""
+def _is_of(connection: Connection, state: hold.Restored) -> bool:
+    """Whether this very backup was restored here already; until it is reconciled it is held."""
     if not sa.inspect(connection).has_table("response_state"):
         return False
     found = hold.restored(connection)
@@ -454,7 +464,10 @@ def _fsync_all(folder: Path) -> None:
 
 
 def _swap(fresh: Path, home: Path, now: datetime) -> Path | None:
-    """Puts the new home in place; what was there is moved aside."""
+    """Puts the new home in place; what was there is moved aside.
+
+    Between the two renames there is no home (to exchange them at once is not to be had from Python, nor on every file system).
+    """
     moved = None
     if home.is_dir() and any(home.iterdir()):
         moved = home.with_name(f"{home.name}.before-restore-{now:%Y%m%dT%H%M%S}")

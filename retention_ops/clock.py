@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
 
 Clock = Callable[[], datetime]
 """Returns the present moment, with time zone."""
@@ -11,3 +12,8 @@ Clock = Callable[[], datetime]
 
 def system_clock() -> datetime:
     return datetime.now(UTC)
+
+
+def shop_day(moment: datetime, shop_timezone: str) -> date:
+    """The date of a moment where the shop is."""
+    return moment.astimezone(ZoneInfo(shop_timezone)).date()

@@ -1,4 +1,4 @@
-"""Which installation this is: a name kept in its home, so that nobody asks another home's Dagster by mistake."""
+"""Which installation this is, by a name kept in its home, so that nobody asks another home's Dagster by mistake; and what it has."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def ui_runs(settings: Settings) -> bool:
         finally:
             os.close(held)
     return False
+
+
+def has_database(settings: Settings) -> bool:
+    """Whether there is an ops database to ask."""
+    return bool(settings.ops_database_url) or (settings.home / "ops.sqlite").exists()
 
 
 def installation(settings: Settings) -> str:

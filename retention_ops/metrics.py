@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from retention_ops.clock import Clock
+from retention_ops.clock import Clock, shop_day
 from retention_ops.execute import health, ledger
-from retention_ops.execute.destinations.choice import HEARTBEAT_SLOT
+from retention_ops.execute.destinations.choice import EVERY_SLOT, HEARTBEAT_SLOT
 from retention_ops.execute.door import HALTED
 from retention_ops.log.database import actions, health_causes, incidents, loop_runs, ops_events, ops_runs_log
 from retention_ops.settings import REAL_MODES, Settings
@@ -26,7 +25,6 @@ from retention_ops.warehouse.files import write_atomic
 from retention_ops.warehouse.seam import Warehouse
 
 PREFIX = "retention_ops_"
-SLOTS = ("slack", "ticket", "sheets", "webhook", "mail", "export", "digest", "health", "heartbeat")
 WATCHED_STATES = (ledger.PLANNED, ledger.SENDING, ledger.UNKNOWN, ledger.AWAITING, ledger.NEEDS_HUMAN, ledger.FAILED)
 RUN_STATUSES = ("success", "failure", "canceled")
 MODES = ("off", "shadow", "pilot", "live")
@@ -101,7 +99,7 @@ def _actions(connection: Connection) -> list[Metric]:
         sa.select(actions.c.state, sa.func.count()).where(actions.c.mode.in_(REAL_MODES)).group_by(actions.c.state)))
     return [
         _by("action_failures_total", "counter", "Actions of pilot and live that were refused or came to need a human, by slot "
-            "(webhook and sheets are the seed's webhook and export failures)", "slot", SLOTS, failures),
+            "(webhook and sheets are the seed's webhook and export failures)", "slot", EVERY_SLOT, failures),
         _by("actions", "gauge", "Actions of pilot and live that are not done, by state", "state", WATCHED_STATES, states),
     ]
 
@@ -119,7 +117,7 @@ def _alerts(connection: Connection) -> list[Metric]:
 
 
 def _data(settings: Settings, now: datetime, complete: date | None) -> list[Metric]:
-    yesterday = now.astimezone(ZoneInfo(settings.shop_timezone)).date() - timedelta(days=1)
+    yesterday = shop_day(now, settings.shop_timezone) - timedelta(days=1)
     return [
         _one("data_age_days", "Days by which orders are behind yesterday in the shop's time zone; 0: they are all in",
              None if complete is None else max((yesterday - complete).days, 0)),

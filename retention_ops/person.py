@@ -15,10 +15,13 @@ from typing import Any
 
 from sqlalchemy.engine import Engine
 
+from retention_ops.detect.verdict import FILE as VERDICT
 from retention_ops.execute import ledger, withdrawals
 from retention_ops.execute.redact import redact
+from retention_ops.installation import FILE as INSTALLATION
 from retention_ops.log import forgotten, runs
 from retention_ops.log.traces import Traces, files_with
+from retention_ops.metrics import metrics_path
 from retention_ops.package.audiences import arm
 from retention_ops.package.erasure import outbox_with, packs_with
 from retention_ops.package.pack import records
@@ -36,6 +39,13 @@ NOT_OURS = (
     "the history of the shell that named the customer, unless the id came over standard input",
 )
 """what no erasure can reach, in every installation"""
+
+
+OURS = {
+    "lake", "action_packs", "outbox", "dagster", "tmp", "ops.sqlite", "ops.sqlite-wal", "ops.sqlite-shm", "ops.sqlite-journal", ".ops.lock",
+    "warehouse.duckdb", "settings_of_backup.json", INSTALLATION, VERDICT,
+}
+"""what lies in a home of its own accord: searched and cleared elsewhere, or never about a person"""
 
 
 @dataclass(frozen=True)
@@ -126,9 +136,9 @@ def _source_files(settings: Settings) -> Iterator[tuple[str, datetime]]:
 
 def _others(settings: Settings, traces: Traces) -> Iterator[Path]:
     """Files of the home that are none of our state and name the person, such as exports somebody put there."""
-    ours = {"lake", "action_packs", "outbox", "dagster", "tmp", "ops.sqlite", "ops.sqlite-wal", "ops.sqlite-shm", "warehouse.duckdb"}
+    metrics = metrics_path(settings)
     for path in sorted(settings.home.glob("*")):
-        if path.name in ours:
+        if path.name in OURS or path == metrics:
             continue
         if path.is_dir():
             yield from files_with(path, traces)

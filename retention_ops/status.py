@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 from datetime import date, datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from retention_ops.clock import Clock, system_clock
+from retention_ops.clock import Clock, shop_day, system_clock
 from retention_ops.detect.alerts import alerts_by_day, answered_rules
 from retention_ops.errors import PackError
 from retention_ops.execute import health, incidents, ledger
@@ -41,7 +40,7 @@ def status(settings: Settings, clock: Clock = system_clock) -> dict[str, Any]:
         "home": settings.home,
         "mode": settings.mode,
         "source": settings.source,
-        "today": clock().astimezone(ZoneInfo(settings.shop_timezone)).date(),
+        "today": shop_day(clock(), settings.shop_timezone),
         "orders": orders,
         "complete_through": orders.complete_through if orders else None,
         "customers": customers.customers if customers else None,

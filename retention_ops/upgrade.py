@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from retention_ops.clock import Clock, system_clock
+from retention_ops.clock import Clock, shop_day, system_clock
 from retention_ops.detect.alerts import alerts_by_day
 from retention_ops.errors import PackError
 from retention_ops.execute import hold, ledger
 from retention_ops.execute.gate import UPGRADED
+from retention_ops.installation import has_database
 from retention_ops.log import settings_history
 from retention_ops.log.database import HEAD, answers, check_known, open_engine, ops_database, response_state, revision
 from retention_ops.package.pack import PACK_SCHEMA, alert_version, find_pack, pack_days, records, versions_of
@@ -76,7 +76,7 @@ def plan(settings: Settings) -> Plan:
 
 
 def _ops_schema(settings: Settings) -> str | None:
-    if not settings.ops_database_url and not (settings.home / "ops.sqlite").exists():
+    if not has_database(settings):
         return None
     engine = open_engine(settings)
     try:
@@ -161,7 +161,7 @@ def _spans(days: Sequence[date]) -> Iterator[tuple[date, date]]:
 
 def _in_reach(lake: Warehouse, settings: Settings, clock: Clock) -> dict[date, dict[str, Any]]:
     """Stored alerts that pilot and live still answer, by all rules."""
-    today = clock().astimezone(ZoneInfo(settings.shop_timezone)).date()
+    today = shop_day(clock(), settings.shop_timezone)
     first = today - timedelta(days=settings.max_alert_age_days + 1)
     return alerts_by_day(records(lake.read_range("alert_logic", first, today)))
 

@@ -64,7 +64,7 @@ def test_a_backup_is_one_private_file_whose_files_are_as_its_manifest_says(saved
     _, made = saved
     assert made.file.name == "retention-ops-backup-20240220T120000Z.tar"
     assert stat.S_IMODE(made.file.stat().st_mode) == 0o600
-    with opened(made.file) as (_, tar, manifest):
+    with opened(made.file) as (tar, manifest):
         names = [entry.name for entry in tar.getmembers()]
     assert sorted(names) == sorted(["manifest.json", *manifest["files"]])
     assert {"ops/actions.jsonl", "ops/ops_runs_log.jsonl", "lake/orders/CURRENT", f"lake/alert_logic/day={DAY}/part-0.parquet",
@@ -129,6 +129,33 @@ def test_a_damaged_backup_changes_nothing(saved, tmp_path):
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("step", ["_new_home", "_into_database", "_fsync_all", "_swap"])
+def test_what_goes_wrong_after_a_backup_was_proven_is_not_said_of_the_backup(saved, tmp_path, monkeypatch, step):
+    from retention_ops import backup
+
+    old, made = saved
+    settings, real = copied(old, tmp_path), getattr(backup, step)
+
+    def fail(*args):
+        real(*args)
+        raise KeyError("a fault of this program")
+
+    monkeypatch.setattr(backup, step, fail)
+    with pytest.raises(KeyError, match="a fault of this program"):
+        restore(made.file, settings, force=True, clock=later)
+    assert bool(list(tmp_path.glob("home.before-restore-*"))) == (step == "_swap")
+
+
+def test_a_manifest_that_lacks_what_a_restore_needs_is_no_backup(saved, tmp_path):
+    old, made = saved
+    with opened(made.file) as (_, manifest):
+        files = {name: entry for name, entry in manifest["files"].items() if name != "settings.json"}
+    _rewritten(made.file, tmp_path / "cut.tar", {"files": files})
+    with pytest.raises(RetentionOpsError, match=r"lacks settings\.json.*nothing was changed"):
+        restore(tmp_path / "cut.tar", new_home(tmp_path, old))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_home_that_holds_something_is_moved_aside_only_by_force(saved, tmp_path):
     old, made = saved
     settings, before = copied(old, tmp_path), old.lake.orders()
@@ -164,7 +191,7 @@ def _rewritten(file, to, change) -> None:
 
 def test_a_backup_names_files_inside_the_home_only(saved, tmp_path):
     old, made = saved
-    with opened(made.file) as (_, _tar, manifest):
+    with opened(made.file) as (_, manifest):
         files = {**manifest["files"], "../outside": {"sha256": "0", "bytes": 0}}
     _rewritten(made.file, tmp_path / "evil.tar", {"files": files})
     with pytest.raises(RetentionOpsError, match="outside"):
@@ -233,7 +260,7 @@ if where == "after rename":
 elif where == "between the renames":
     real = os.rename
     def rename(a, b):
-        real(a, b) if "before-restore" in str(b) else die()
+        real(a, b) if str(b) != home else die()  # a move of a folder within the scratch is a rename too
     backup.os.rename = rename
 else:
     setattr(backup, where, die)
@@ -251,6 +278,7 @@ def test_a_restore_killed_at_any_step_leaves_the_old_home_or_the_new_one_and_goe
     home = settings.home
     code = subprocess.run([sys.executable, "-c", KILLED, where, str(made.file), str(home)]).returncode
     assert code == -signal.SIGKILL
+    assert home.exists() == (where != "between the renames")
     if home.exists():
         with sqlite3.connect(home / "ops.sqlite") as connection:
             held = connection.execute("SELECT count(*) FROM response_state WHERE name = 'restored'").fetchone()[0]

@@ -116,6 +116,26 @@ def test_the_image_is_pinned_takes_what_exists_and_runs_as_nobody_in_particular(
     assert Path(home).parent == Path(mount), "a restore renames the home, which a mount point does not allow"
 
 
+def test_containers_that_start_at_once_on_one_volume_have_the_same_process_number(tmp_path):
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process numbers of one's own on this machine")
+    (tmp_path / "bin").mkdir()
+    copy = tmp_path / "bin" / "cp"  # goes on when all have copied
+    copy.write_text(f'#!/bin/sh\n{shutil.which("cp")} "$@" && mktemp {tmp_path}/copied.XXXXXX\n'
+                    f'for i in $(seq 100); do [ "$(ls {tmp_path} | grep -c copied)" = 3 ] && exit; sleep 0.05; done\nexit 1\n')
+    copy.chmod(0o755)
+    home = tmp_path / "home"
+    env = {"PATH": f"{copy.parent}:{os.environ['PATH']}", "DAGSTER_HOME": str(home), "RETENTION_OPS_DEPLOY": str(DEPLOY)}
+    started = [subprocess.Popen([*alone, str(DEPLOY / "entrypoint.sh"), "sh", "-c", "echo $$"], env=env, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    said = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert len({out.splitlines()[-1] for out, _ in said}) == 1 and os.listdir(home) == ["dagster.yaml"]
+    assert (home / "dagster.yaml").read_text() == (DEPLOY / "dagster.yaml").read_text()
+    assert (home / "dagster.yaml").stat().st_mode & 0o777 == 0o640
+
+
 def test_dagster_in_containers_differs_from_the_one_at_home_in_storage_only():
     ours, theirs = (yaml.safe_load((folder / "dagster.yaml").read_text()) for folder in (ROOT, DEPLOY))
     assert theirs.pop("storage")["postgres"]

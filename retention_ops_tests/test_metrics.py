@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from retention_ops.execute import health, ledger
+from retention_ops.execute.destinations.choice import WITHDRAWAL_SLOT
 from retention_ops.log import runs
 from retention_ops.log.database import incidents, ops_database, ops_runs_log
 from retention_ops.metrics import Metric, as_numbers, exposition, metrics, metrics_path, write_metrics
@@ -81,7 +82,8 @@ def test_what_happened_is_counted(home):
     with engine.begin() as connection:
         keys = ledger.plan(connection, [
             intent(slot=slot, mode=mode, part=str(number), hold="a look")
-            for number, (slot, mode) in enumerate([("webhook", "live"), ("webhook", "live"), ("sheets", "live"), ("webhook", "shadow")])
+            for number, (slot, mode) in enumerate([
+                ("webhook", "live"), ("webhook", "live"), ("sheets", "live"), ("webhook", "shadow"), (WITHDRAWAL_SLOT, "live")])
         ], NOW, "test", {})
     ledger.by_hand(engine, keys[0], "cancel", "Ada", "not wanted", NOW)
     health.record_source_check(engine, COMPLETE, False, [], clock)
@@ -92,7 +94,8 @@ def test_what_happened_is_counted(home):
     assert (numbers["last_run_success"], numbers["last_run_duration_seconds"]) == (0, 90.5)
     assert numbers["action_failures_total"]["webhook"] == 2, "a counter does not go back when somebody decided"
     assert numbers["action_failures_total"]["sheets"] == 1
-    assert numbers["actions"]["needs_human"] == 2, "one was cancelled, rehearsals do not count"
+    assert numbers["action_failures_total"][WITHDRAWAL_SLOT] == 1, "a list that could not be deleted"
+    assert numbers["actions"]["needs_human"] == 3, "one was cancelled, rehearsals do not count"
     assert [cause for cause, number in numbers["health_causes_open"].items() if number] == ["run_failed", "data_late", "source_check_off"]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo
 
 import typer
 from rich.markup import escape
 from sqlalchemy.engine import Engine
 
-from retention_ops.clock import system_clock
+from retention_ops.clock import shop_day, system_clock
 from retention_ops.commands import shared
 from retention_ops.commands.shared import Json, examples, moment, say, say_next
 from retention_ops.errors import NoOrders, RetentionOpsError, UsageError
@@ -120,7 +119,7 @@ def digest(
     if not settings.home.exists():
         raise NoOrders(f"there is nothing in {settings.home} yet; `retention-ops ingest FILE --preset orders` comes first")
     name = period or ("weekly" if settings.digest == "off" else settings.digest)
-    today = system_clock().astimezone(ZoneInfo(settings.shop_timezone)).date()
+    today = shop_day(system_clock(), settings.shop_timezone)
     due = current_period(settings.model_copy(update={"digest": name}), today)
     wanted = period_ending(name, day) if day else due
     if wanted.last >= today:

@@ -51,15 +51,10 @@ def backfill(
 def ask_source(settings: Settings, as_json: bool = False) -> None:
     """Brings the orders up to date where a source is set, and sees once a day whether they say the same."""
     if settings.source:
-        from retention_ops.sources.check import check_once
-        from retention_ops.sources.pull import pull
+        from retention_ops.sources.check import pull_and_check
 
-        lake = shared.lake(settings)
         with shared.err.status("pulling the orders") if not as_json else shared.nothing():
-            pull(lake)
-            record_ingestions(settings)
-            with shared.database(settings) as engine:
-                check_once(lake, engine)
+            pull_and_check(shared.lake(settings))
 
 
 def run_range(settings: Settings, first: date, last: date, as_json: bool, *, show_json: bool = True) -> dict[str, Any]:

@@ -23,16 +23,13 @@ from rich.table import Table
 from sqlalchemy.engine import Engine
 
 from retention_ops.errors import NoOrders, UsageError
+from retention_ops.execute.redact import clean
+from retention_ops.installation import has_database
 from retention_ops.settings import Settings, load_settings
 
 out = Console()
 err = Console(stderr=True)
 _home: Path | None = None
-
-
-def clean(text: str) -> str:
-    """What was typed, as every database and terminal takes it: bytes that are no UTF-8 become ?, NULs go."""
-    return text.replace("\x00", "").encode(errors="replace").decode()
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON, for scripts.")]
@@ -102,10 +99,6 @@ def lake(found: Settings, *, writes: bool = True) -> Any:
     from retention_ops.warehouse.choice import open_warehouse
 
     return open_warehouse(found, writes=writes)
-
-
-def has_database(found: Settings) -> bool:
-    return bool(found.ops_database_url) or (found.home / "ops.sqlite").exists()
 
 
 def command(found: Settings, words: str) -> str:

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from retention_ops.commands import shared
-from retention_ops.commands.ingest import record_ingestions
 from retention_ops.commands.shared import Json, count, examples, group, say, say_next
 from retention_ops.settings import Settings
 
@@ -36,17 +35,16 @@ def pull(
 ) -> None:
     """Bring our orders to what the source has, and say what changed. Running it twice changes nothing."""
     from retention_ops.detect.compute import workspace
-    from retention_ops.sources.pull import pull as take_in
+    from retention_ops.sources.check import pull_and_check
     from retention_ops.warehouse.freshness import stored_from
 
     settings = shared.settings()
     lake = shared.lake(settings)
     with shared.err.status("opening the source") if not as_json else shared.nothing() as spinner:
-        report = take_in(
-            lake, full=full, accept_vanished=accept_vanished, show_values=show_values,
+        report = pull_and_check(  # a person who pulls looks at what came; whether all of it did is asked by `source check`
+            lake, check=False, full=full, accept_vanished=accept_vanished, show_values=show_values,
             progress=lambda text: spinner.update(escape(text)) if spinner else None,
         )
-    record_ingestions(settings)
     with workspace(lake):  # derives customer_days, so that the views are never without it
         pass
     lake.refresh_views()

@@ -135,7 +135,7 @@ def _queue(lake: Warehouse, day: date | None, earlier: date | None) -> dict[str,
 def _tiers(lake: Warehouse, day: date | None) -> dict[str, set[str]] | None:
     if day is None or not lake.exists("customer_priority", day):
         return None
-    rows = lake.read("customer_priority", day)
+    rows = lake.read("customer_priority", day, columns=("customer_id", "priority_tier"))
     return {tier: set(rows.loc[rows["priority_tier"] == tier, "customer_id"]) for tier in TIERS}
 
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from retention_ops.clock import Clock
+from retention_ops.clock import Clock, shop_day
 from retention_ops.detect.alerts import AT_RISK, RANK, SHORTFALL, alerts_by_day, answered_rules
 from retention_ops.errors import PackError
 from retention_ops.execute import incidents, ledger, wording
@@ -207,7 +206,7 @@ class Gate:
         return "skip", f"no alert: severity {alert['severity']}{held}"
 
     def today(self) -> date:
-        return self.clock().astimezone(ZoneInfo(self.settings.shop_timezone)).date()
+        return shop_day(self.clock(), self.settings.shop_timezone)
 
     def horizon(self) -> date:
         """The oldest date that is still answered in pilot and live; arms the response when it is asked for the first time."""

@@ -26,6 +26,7 @@ from retention_ops.errors import LedgerError
 from retention_ops.execute.destinations.choice import QUIET_SLOTS
 from retention_ops.execute.destinations.seam import Receipt
 from retention_ops.execute.hold import Restored, restored
+from retention_ops.execute.redact import clean
 from retention_ops.log.database import actions, approvals, lock_responses, ops_events, reservations, response_state
 from retention_ops.log.exposures import insert_once
 
@@ -80,11 +81,6 @@ class Claim:
 def digest(value: Any) -> str:
     """sha256 over JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
-
-
-def clean(text: str) -> str:
-    """Text that every database takes: no NUL, no lone surrogate."""
-    return text.replace("\x00", "").encode(errors="replace").decode()
 
 
 def note(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shutil
 from datetime import date, timedelta
-from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
 
+from retention_ops.clock import shop_day
 from retention_ops.execute import digest, health, ledger
 from retention_ops.execute.destinations.choice import HEARTBEAT_SLOT, QUIET_SLOTS, chosen
 from retention_ops.execute.ledger import Intent
@@ -82,7 +82,7 @@ def _heartbeat_due(connection: Connection, responder: Responder) -> Intent | Non
     settings = responder.settings
     if settings.mode == "off" or responder.secrets.heartbeat_url is None:
         return None
-    today = responder.clock().astimezone(ZoneInfo(settings.shop_timezone)).date()
+    today = shop_day(responder.clock(), settings.shop_timezone)
     planned = _heartbeat(responder, today - timedelta(days=1))
     if ledger.get(connection, planned.key) or not health.good_day(connection, responder.lake, planned.alert_date):
         return None

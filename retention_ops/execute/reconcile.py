@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
+from retention_ops.clock import shop_day
 from retention_ops.errors import LedgerError, SettingsError
 from retention_ops.execute import hold, ledger
 from retention_ops.execute.destinations.choice import EXPORT_SLOT, RUN_SLOT
@@ -49,7 +49,7 @@ class Findings:
 
 def last_lost(lost: hold.Restored, shop_timezone: str) -> date:
     """The last alert date the lost installation can have answered: the day before the restore, unless a person said otherwise."""
-    return lost.through or lost.restored_at.astimezone(ZoneInfo(shop_timezone)).date() - timedelta(days=1)
+    return lost.through or shop_day(lost.restored_at, shop_timezone) - timedelta(days=1)
 
 
 def reconcile(responder: Responder, *, through: date | None = None, who: str = "retention-ops", why: str = "") -> Findings:
@@ -161,12 +161,12 @@ class _Search:
     def _not_computed(self, last: date) -> list[date]:
         """Dates without an alert row of the orders in force, or whose orders are not all in: what they will say is not known yet."""
         lake = self.responder.lake
-        orders, stored, changes = lake.orders(), set(lake.days("alert_logic")), Changes(lake)
+        orders, changes = lake.orders(), Changes(lake)
         first = max(self._looking().horizon(), orders.first_date)
+        stored = dict(lake.provenances(["alert_logic"], first, last))
 
         def known(day: date) -> bool:
-            return day in stored and day <= orders.complete_through and \
-                not changes.since(lake.provenance("alert_logic", day).get("orders_version", ""), day)
+            return day in stored and day <= orders.complete_through and not changes.since(stored[day].get("orders_version", ""), day)
 
         span = (first + timedelta(days=offset) for offset in range(max((last - first).days + 1, 0)))
         return [day for day in span if not known(day)]

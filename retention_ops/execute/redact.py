@@ -23,6 +23,11 @@ _PATTERNS = [
 HIDDEN = "[hidden]"
 
 
+def clean(text: str) -> str:
+    """Text as every database and terminal takes it: bytes that are no UTF-8 become ?, NULs go."""
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without the given secrets and without what looks like a credential or a mail address."""
     for secret in secrets:

@@ -118,8 +118,8 @@ actions = sa.Table(
     sa.Column("incident_id", sa.Integer, sa.ForeignKey("incidents.id"), index=True),
     sa.Column("alert_date", sa.Date, nullable=False),
     sa.Column("mode", sa.Text, nullable=False),
-    sa.Column("slot", sa.Text, nullable=False),  # slack, ticket, sheets, webhook, mail
-    sa.Column("destination", sa.Text, nullable=False),  # slack, jira, asana, roundup, sheets, webhook, mail, local
+    sa.Column("slot", sa.Text, nullable=False),  # destinations/choice.py, EVERY_SLOT
+    sa.Column("destination", sa.Text, nullable=False),  # the name of a class in destinations/
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("parent_key", sa.Text),  # must be sent first; its external_id is what this one builds on
@@ -196,7 +196,7 @@ ops_events = sa.Table(
 
 response_state = sa.Table(
     "response_state", metadata,
-    sa.Column("name", sa.Text, primary_key=True),  # halted; armed
+    sa.Column("name", sa.Text, primary_key=True),  # halted; armed, armed:<rule>; restored; upgrading, upgrade:before, upgraded:<date>
     sa.Column("value", sa.Text, nullable=False),
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("why", sa.Text, nullable=False),

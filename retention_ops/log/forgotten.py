@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retention_ops.errors import SettingsError
+from retention_ops.installation import has_database
 from retention_ops.log.database import actions, erasures, exposures, ops_database, ops_events, pending_handovers
 from retention_ops.log.exposures import insert_once
 from retention_ops.log.traces import Traces
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from retention_ops.sources.identity import Identity
 
 Row = dict[str, Any]
-
-
-def has_database(settings: Settings) -> bool:
-    """Whether there is an ops database to ask."""
-    return bool(settings.ops_database_url) or (settings.home / "ops.sqlite").exists()
 
 
 def marks(settings: Settings, identity: Identity) -> frozenset[str]:

@@ -23,7 +23,7 @@ from sqlalchemy.engine import Engine
 from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import LogError, RetentionOpsError
 from retention_ops.execute import ledger
-from retention_ops.execute.redact import redact
+from retention_ops.execute.redact import clean, redact
 from retention_ops.serve.caller import Caller, caller_of
 from retention_ops.serve.refusal import Refused, nearest, quoted
 from retention_ops.settings import Secrets
@@ -130,7 +130,7 @@ class Watch:
 
     def _kept(self, value: Any) -> str:
         text = value if isinstance(value, str) else json.dumps(value, default=str)
-        return redact(ledger.clean(text), self._secrets)[:ARGUMENT_CHARACTERS]
+        return redact(clean(text), self._secrets)[:ARGUMENT_CHARACTERS]
 
     def _arguments(self, what: str, arguments: dict[str, Any], is_tool: bool) -> dict[str, str]:
         declared = self._tools[what][1].parameters.get("properties", {}) if is_tool and what in self._tools else {}

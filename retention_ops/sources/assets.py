@@ -5,12 +5,10 @@ from datetime import date
 import dagster as dg
 
 from retention_ops.errors import RetentionOpsError
-from retention_ops.log import runs
-from retention_ops.log.database import ops_database
 from retention_ops.orchestration import PROCESS_TAG, RANGE_END, CheckTally, Loop, check_specs, described, process_mark
-from retention_ops.sources.check import check_once
+from retention_ops.sources.check import pull_and_check
 from retention_ops.sources.morning import owed
-from retention_ops.sources.pull import PullReport, pull
+from retention_ops.sources.pull import PullReport
 
 
 @dg.asset(**described("orders", "detect", "parquet"), code_version="1")
@@ -48,16 +46,12 @@ def _pulled(context: dg.AssetExecutionContext, loop: Loop) -> PullReport | None:
     if not loop.settings.source or (version and newest and date.fromisoformat(newest) <= version.complete_through):
         return None
     try:
-        report = pull(loop.lake, clock=loop.clock, progress=context.log.info)
+        return pull_and_check(loop.lake, clock=loop.clock, progress=context.log.info)
     except RetentionOpsError as error:
         if not (newest and version and owed(loop.lake, loop.clock).late):
             raise
         context.log.warning(f"computed without new orders, as data_deadline has passed: {error}")
         return None
-    with ops_database(loop.settings) as engine:
-        runs.record_ingestions(engine, "orders", loop.lake.orders_versions())
-        check_once(loop.lake, engine, loop.clock, context.log.info)
-    return report
 
 
 def _told(report: PullReport | None) -> dict[str, object]:

@@ -17,7 +17,9 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError
 from retention_ops.execute import health
 from retention_ops.log import runs
-from retention_ops.sources.pull import Desk, desk, pull
+from retention_ops.log.database import ops_database
+from retention_ops.sources.ingest import spoken_from
+from retention_ops.sources.pull import Desk, PullReport, desk, pull
 from retention_ops.sources.reader import dialect_of, open_reader
 from retention_ops.sources.reading import Progress
 from retention_ops.sources.refunds import IN_CENTS
@@ -44,7 +46,7 @@ class Day:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Dates from `since` to `through` were compared; `off` are those that differ, `week` seven days to look at.
+    """Dates from `since` to `through`, of which the source speaks, were compared; `off` are those that differ, `week` seven to look at.
 
     `version` is None before the first pull: then nothing is compared and `off` is empty.
     """
@@ -58,6 +60,18 @@ class CheckReport:
     week: list[Day]
     rows_read: int
     excluded: dict[str, int]
+
+
+def pull_and_check(
+    lake: Warehouse, *, check: bool = True, clock: Clock = system_clock, progress: Progress = lambda text: None, **how: bool,
+) -> PullReport:
+    """A pull (`how`: its options) as everybody does it: recorded, and followed by the check nobody asks for. Raises as `pull` does."""
+    report = pull(lake, clock=clock, progress=progress, **how)
+    with ops_database(lake.settings) as engine:
+        runs.record_ingestions(engine, "orders", lake.orders_versions())
+        if check:
+            check_once(lake, engine, clock, progress)
+    return report
 
 
 def check_source(
@@ -81,10 +95,11 @@ def check_source(
         staged = at.staged(file)
         if not staged.records and version is None:
             raise InputRefused(f"{select.path} gives no row since {since}; is it the right database, and the right table?")
-        days = _compared(at, version, refunds="refund_amount" in plan.columns)
-        if everything:
-            since = min((item.day for item in days if item.source_orders), default=since)
         week = week or min(through, at.life() or through) - WEEK
+        if plan.since is None and staged.records:  # what it no longer reaches, a pull keeps
+            spoken = spoken_from(at.con, version)
+            since = spoken if everything else max(since, spoken)
+        days = _compared(at, version, min(since, week), refunds="refund_amount" in plan.columns)
         known = {item.day: item for item in days}
         compared = [item for item in days if since <= item.day <= through] if version else []
         return CheckReport(
@@ -131,16 +146,19 @@ def check_once(lake: Warehouse, engine: Engine, clock: Clock = system_clock, pro
     return report
 
 
-def _compared(at: Desk, version: OrdersVersion | None, *, refunds: bool) -> list[Day]:
-    """Every date on either side, oldest first; an order with other `refunds` than the source says differs, its value is as ordered."""
+def _compared(at: Desk, version: OrdersVersion | None, first: date, *, refunds: bool) -> list[Day]:
+    """Every date on either side from `first` on; an order with other `refunds` than the source says differs, its value is as ordered.
+
+    An order whose date moved over `first` differs all the same: it stands on one side only.
+    """
     ours = f"SELECT * FROM {parquet_scan(version.path)}" if version else no_rows(TABLES["orders"])
     refunded = parquet_scan(version.refunds_path) if refunds and version and version.refunds else f"({no_rows(TABLES['refunds'])})"
     rows = at.con.execute(f"""
         WITH theirs AS (SELECT order_id, customer_id, order_date, order_cents, {IN_CENTS if refunds else 0} AS refunded
-                        FROM staged WHERE order_cents > 0),
+                        FROM staged WHERE order_cents > 0 AND order_date >= DATE '{first}'),
              ours AS (SELECT order_id, o.customer_id, o.order_date, order_cents, coalesce(refunded, 0) AS refunded FROM ({ours}) o
                       LEFT JOIN (SELECT order_id, CAST(sum(refund_cents) AS BIGINT) AS refunded FROM {refunded} GROUP BY 1)
-                           USING (order_id)),
+                           USING (order_id) WHERE o.order_date >= DATE '{first}'),
              either AS ((FROM theirs EXCEPT FROM ours) UNION ALL (FROM ours EXCEPT FROM theirs)),
              differing AS (SELECT order_date, count(DISTINCT order_id) AS orders FROM either GROUP BY 1),
              sums AS (SELECT order_date, count(*) FILTER (side = 's') AS s, coalesce(sum(order_cents) FILTER (side = 's'), 0) AS sc,

@@ -28,6 +28,8 @@ from retention_ops.warehouse.files import scratch_folder
 
 KINDS = (".csv", ".parquet")
 WILDCARD = re.compile(r"[*?\[]")
+LOGIN = re.compile(r"://(?:[^/\s]+|[^/:@\s]*:[^@\s]*)@")
+"""as pyarrow takes it, and as one who did not write a secret's / and ? in the way of an address has it"""
 HARMLESS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 """errors about the SELECT itself; others may quote a row"""
 
@@ -44,10 +46,15 @@ def open_files_source(settings: Settings, show_values: bool) -> Iterator[Files]:
         kinds = {path.suffix.lower() for path in paths}
         if not paths or len(kinds) > 1:
             what = "has both csv and parquet files; name one kind, such as folder/*.csv" if paths else "has no csv or parquet file"
-            raise SourceError(f"RETENTION_OPS_SOURCE_PATH {settings.source_path} {what}.\nNothing was written.")
-        reader = Files(connection, paths, settings.source_path, show_values)
+            raise SourceError(f"RETENTION_OPS_SOURCE_PATH {shown(settings.source_path)} {what}.\nNothing was written.")
+        reader = Files(connection, paths, shown(settings.source_path), show_values)
         reader.create_view(csv_files=kinds == {".csv"})
         yield reader
+
+
+def shown(path: str) -> str:
+    """A source's path without what may be secret in it: a bucket's login, and what follows its `?`."""
+    return LOGIN.sub("://***@", path).partition("?")[0] if "://" in path else path
 
 
 def _local(pattern: str) -> list[Path]:
@@ -63,14 +70,16 @@ def _local(pattern: str) -> list[Path]:
 
 
 def _copied(address: str, scratch: Path) -> list[Path]:
-    """Copies of a bucket's files. Credentials are the ones the cloud's own tools use; none is a setting."""
+    """Copies of a bucket's files. Credentials are the ones the cloud's own tools use; those of an address are never shown."""
     from pyarrow import fs
 
+    named = shown(address)
     address, _, query = address.partition("?")
     wild = WILDCARD.search(address)
     base = address[: address.rindex("/", 0, wild.start())] if wild else address
+    asked = base + (f"?{query}" if query else "")
     try:
-        system, root = fs.FileSystem.from_uri(base + (f"?{query}" if query else ""))
+        system, root = fs.FileSystem.from_uri(asked)
         found = system.get_file_info(fs.FileSelector(root, recursive=True)) if wild or not address.lower().endswith(KINDS) else [
             system.get_file_info(root)]
         pattern = root + address[len(base):] if wild else "*"
@@ -84,7 +93,8 @@ def _copied(address: str, scratch: Path) -> list[Path]:
             copies.append(folder / Path(path).name)
         return copies
     except (OSError, ValueError) as error:  # pyarrow's own are among them
-        raise SourceError(f"{address} cannot be read: {str(error).partition('Detail:')[0].strip()[:300]}\nNothing was written.") from None
+        said = LOGIN.sub("://***@", str(error).replace(asked, shown(asked)))
+        raise SourceError(f"{named} cannot be read: {said.partition('Detail:')[0].strip()[:300]}\nNothing was written.") from None
 
 
 class Files:

@@ -25,6 +25,9 @@ from retention_ops.warehouse.versions import Version, current_customers, current
 
 EMAIL = r"[^@\s]+@[^@\s]+\.[^@\s.]+"
 _EMAIL = re.compile(EMAIL, re.ASCII)  # \s as DuckDB has it
+# contains() first: a pattern over a million ids takes longer than all other checks of them
+LOOKS_LIKE_ADDRESS = f"contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
+"""SQL"""
 _OPAQUE = re.compile(r"h_[0-9a-f]{32}")
 KEY_CHARACTERS = 32
 """e-mail addresses can be guessed, so the key must not be"""
@@ -140,10 +143,9 @@ def _refuse_other_key(identity: Identity, version: Version) -> None:
 
 
 def _addresses(con: duckdb.DuckDBPyConnection, version: Version) -> int:
-    # contains() first: a pattern over a million ids takes longer than all other checks of them
     return con.execute(
         f"SELECT count(DISTINCT customer_id) FROM {parquet_scan(version.path)} "
-        f"WHERE contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
+        f"WHERE {LOOKS_LIKE_ADDRESS}"
     ).fetchone()[0]
 
 

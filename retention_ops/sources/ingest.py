@@ -19,7 +19,7 @@ from retention_ops.clock import Clock, system_clock
 from retention_ops.errors import InputRefused, RetentionOpsError, UsageError
 from retention_ops.settings import Settings
 from retention_ops.sources import refunds
-from retention_ops.sources.identity import EMAIL, MAKE_A_KEY, Identity, as_kept, identity_of, refuse_change
+from retention_ops.sources.identity import LOOKS_LIKE_ADDRESS, MAKE_A_KEY, Identity, as_kept, identity_of, refuse_change
 from retention_ops.sources.presets import Exclusion, Preset, get_preset
 from retention_ops.sources.reading import InputFile, Progress, Source, open_files
 from retention_ops.sources.validation import Bounds, Findings, Problem, bounds, check, load
@@ -130,7 +130,7 @@ def ingest(
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """What a source speaks for: every order it has from `since` on (None: from its own first date); what is not there any more, vanished.
+    """What a source speaks for: every order it has from `since` on (None: see spoken_from); what is not there any more, vanished.
 
     More than `max_vanished_pct` % of the orders known there must not vanish at once; None: any number may.
     """
@@ -283,8 +283,7 @@ def _keep_ids(con: duckdb.DuckDBPyConnection, staged: Staged, settings: Settings
     forgotten = staged.forgotten = marks(settings, identity)
     if identity.hashing == "off" and not forgotten:
         return
-    address = f"contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
-    wanted = "true" if forgotten or identity.hashing == "all" else address
+    wanted = "true" if forgotten or identity.hashing == "all" else LOOKS_LIKE_ADDRESS
     ids = [row[0] for row in con.execute(f"SELECT DISTINCT customer_id FROM lines WHERE customer_id IS NOT NULL AND {wanted}").fetchall()]
     if ids and not identity.key:
         one = len(ids) == 1
@@ -463,11 +462,7 @@ def _warn(con: duckdb.DuckDBPyConnection, staged: Staged) -> None:
     """Note what is legal but unwise, counted and without a value."""
     if staged.identity.hashing != "off":
         return
-    # contains() first: a pattern over a million ids takes longer than all other checks of them
-    count = con.execute(
-        "SELECT count(DISTINCT customer_id) FROM staged "
-        f"WHERE contains(customer_id, '@') AND regexp_full_match(customer_id, {literal(EMAIL)})"
-    ).fetchone()[0]
+    count = con.execute(f"SELECT count(DISTINCT customer_id) FROM staged WHERE {LOOKS_LIKE_ADDRESS}").fetchone()[0]
     if count:
         look = "customer ids look like e-mail addresses" if count > 1 else "customer id looks like an e-mail address"
         staged.warnings.append(f"{count:,} {look}; use opaque ids, because ids appear in briefs and lists")
@@ -512,7 +507,7 @@ def commit_orders(
                                     "QUALIFY count(DISTINCT currency) OVER () > 1")
         counts = _compare_orders(con, staged, terms.replace, show_values)
         if terms.scope is not None:
-            counts["removed"] = counts.get("removed", 0) + _find_vanished(con, terms.scope)
+            counts["removed"] = counts.get("removed", 0) + _find_vanished(con, terms.scope, parent)
         con.execute(
             "CREATE VIEW new_orders AS "
             "SELECT order_id, customer_id, order_date, order_cents, currency FROM known ANTI JOIN "
@@ -659,12 +654,23 @@ def _compare_orders(con: duckdb.DuckDBPyConnection, staged: Staged, replace: boo
     return dict(con.execute("SELECT change, count(*) FROM delta GROUP BY 1").fetchall())
 
 
-def _find_vanished(con: duckdb.DuckDBPyConnection, scope: Scope) -> int:
+def spoken_from(con: duckdb.DuckDBPyConnection, parent: OrdersVersion | None) -> date:
+    """The first date that a source speaks for whose every row is in `staged`: its own first one.
+
+    Where older orders are known that is an export that reaches so far back, maybe to the middle of a day: then the date after it.
+    """
+    first = con.execute("SELECT min(order_date) FROM staged").fetchone()[0]
+    if first is None:
+        return date.min
+    return first + timedelta(days=1) if parent is not None and parent.first_date < first else first
+
+
+def _find_vanished(con: duckdb.DuckDBPyConnection, scope: Scope, parent: OrdersVersion | None) -> int:
     """Add to `delta`, as removed, the known orders that the source no longer has where it speaks; returns how many.
 
     Raises InputRefused where so many are gone at once that a table emptied or half loaded is the likelier reason.
     """
-    since = scope.since or con.execute("SELECT min(order_date) FROM staged").fetchone()[0] or date.min
+    since = scope.since or spoken_from(con, parent)
     known, vanished, given = con.execute(
         "SELECT count(*), count(*) FILTER (order_id NOT IN (SELECT order_id FROM staged)), (SELECT count(*) FROM staged) "
         f"FROM known WHERE order_date >= DATE '{since}'"

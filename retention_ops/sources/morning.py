@@ -84,8 +84,7 @@ def _stale(lake: Warehouse, reach: date) -> list[date]:
     """Dates whose orders were corrected since, no older than rebuild_days; `status` names older ones."""
     changed, oldest = Changes(lake), reach - timedelta(days=lake.settings.rebuild_days - 1)
     return sorted({
-        day for table in KEPT_FOR_EVER for day in lake.days(table)
-        if oldest <= day <= reach and changed.since(lake.provenance(table, day).get("orders_version", ""), day)
+        day for day, made_from in lake.provenances(KEPT_FOR_EVER, oldest, reach) if changed.since(made_from.get("orders_version", ""), day)
     })
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 
 from retention_ops.clock import Clock, system_clock
 from retention_ops.settings import Settings
-from retention_ops.sources.ingest import Scope, Staged, Terms, commit_orders, stage
+from retention_ops.sources.ingest import Scope, Staged, Terms, commit_orders, spoken_from, stage
 from retention_ops.sources.presets import source_preset
 from retention_ops.sources.reader import Reader, dialect_of, open_reader
 from retention_ops.sources.reading import Progress
@@ -60,8 +61,8 @@ class PullReport:
     `full`: everything was read; else the orders from `since` on and what changed since `changed_since` (None: not known there).
     `new` orders are later than what was complete before, `late` ones are not. `amount_changed`, `date_changed` and `re_owned` may
     be the same orders. `withdrawn` ones are still in the source but count no more (status, test flag, amount); `vanished` ones are
-    gone. `excluded` are rows read that are no orders, by reason. `kept_before` are known orders from before the source's own
-    first date, of which it says nothing. Of `refunded` orders more was paid back than was known, on dates later than what was
+    gone. `excluded` are rows read that are no orders, by reason. `kept_before` are known orders from before the first date the
+    source speaks for (ingest.spoken_from). Of `refunded` orders more was paid back than was known, on dates later than what was
     complete before, of `refunded_late` ones not later, and of `refund_lowered` ones less than was known. Every stored partition from
     `stale_from` on says what is no longer so.
     """
@@ -228,7 +229,7 @@ class Desk:
         names = list(plan.columns)
         schema = pa.schema([(name, pa.string()) for name in names])
         count = 0
-        with pq.ParquetWriter(file, schema) as writer:  # piece by piece: memory does not grow with the source
+        with pq.ParquetWriter(file, schema) as writer:  # piece by piece: memory does not grow with what is read
             for rows in reader.rows(statement(plan.select, plan.columns, where)):
                 writer.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)), schema=schema))
                 count += len(rows)
@@ -245,8 +246,11 @@ class Desk:
         self.progress(f"asking for {len(missing):,} orders that did not come")
         moved = self.scratch / "moved.parquet"
         self._write(reader, plan, with_ids(plan.select, plan.columns, missing), moved)
-        both = pa.concat_tables([pq.read_table(file), pq.read_table(moved)])
-        pq.write_table(both, file)
+        both = self.scratch / "both.parquet"
+        with pq.ParquetFile(file) as first, pq.ParquetFile(moved) as second, pq.ParquetWriter(both, first.schema_arrow) as writer:
+            for batch in chain(first.iter_batches(), second.iter_batches()):
+                writer.write_batch(batch)
+        both.replace(file)
 
 
 @contextmanager
@@ -302,7 +306,7 @@ def _kept_before(con: duckdb.DuckDBPyConnection, plan: Plan, parent: OrdersVersi
     if parent is None or plan.since is not None:
         return 0
     return con.execute(
-        "SELECT count(*) FROM known ANTI JOIN staged USING (order_id) WHERE order_date < (SELECT min(order_date) FROM staged)"
+        f"SELECT count(*) FROM known ANTI JOIN staged USING (order_id) WHERE order_date < DATE '{spoken_from(con, parent)}'"
     ).fetchone()[0]
 
 

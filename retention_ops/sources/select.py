@@ -6,7 +6,6 @@ It stays as it was written, in the SQL of wherever it runs; a pull puts it in br
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -35,10 +34,6 @@ class Select:
     path: Path
     text: str
     dialect: Dialect
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
 
     def tables(self) -> list[str]:
         """The tables it reads, as it names them; empty where its SQL is beyond sqlglot."""

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from zoneinfo import ZoneInfo
 
 import duckdb
 
-from retention_ops.clock import Clock
+from retention_ops.clock import Clock, shop_day
 from retention_ops.errors import InputRefused
 from retention_ops.settings import Settings
 from retention_ops.sources.presets import Field, Kind, Preset
@@ -54,7 +53,7 @@ class Bounds:
 
 def bounds(settings: Settings, clock: Clock) -> Bounds:
     """Limits for this shop and its today. Dates may be one day ahead, because the shop's day may begin before the clock's."""
-    today = clock().astimezone(ZoneInfo(settings.shop_timezone)).date()
+    today = shop_day(clock(), settings.shop_timezone)
     cap = min(settings.max_order_amount, AMOUNT_CEILING)
     return Bounds(settings.shop_timezone, today, today + timedelta(days=1), cap, settings.max_order_amount)
 

@@ -111,16 +111,19 @@ class BigQuery(Warehouse):
     def provenance(self, table: str, part: Part = None) -> dict[str, str]:
         return self._log(table).get(_key(part), {}).get("made_from", {})
 
-    def provenances(self, tables: Sequence[str]) -> list[tuple[date, dict[str, str]]]:
+    def provenances(self, tables: Sequence[str], first: date = date.min, last: date = date.max) -> list[tuple[date, dict[str, str]]]:
         return [
-            (date.fromisoformat(part), row["made_from"]) for table in tables for part, row in sorted(self._log(table).items()) if part
+            (day, row["made_from"]) for table in tables for part, row in sorted(self._log(table).items())
+            if part and first <= (day := date.fromisoformat(part)) <= last
         ]
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def read(self, table: str, part: Part = None, order_by: str | None = None) -> pd.DataFrame:
+    def read(
+        self, table: str, part: Part = None, order_by: str | None = None, columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
         """The rows of one partition, by `order_by` or else the key; the WHERE prunes to that partition."""
-        declared = TABLES[table]
+        declared = TABLES[table] if columns is None else TABLES[table].only(columns)
         if declared.stored == "version" and not self.exists(table, part):
             return self.frame(declared, [])
         values: dict[str, Any] = {"day": part} if isinstance(part, date) else {}

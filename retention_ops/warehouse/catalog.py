@@ -6,6 +6,7 @@ the table dictionary and, in production, BigQuery's DDL. It holds no rule: rules
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +41,11 @@ class Table:
     @property
     def column_names(self) -> list[str]:
         return [column.name for column in self.columns]
+
+    def only(self, names: Sequence[str]) -> Table:
+        """The table as one sees it who reads these columns."""
+        declared = {column.name: column for column in self.columns}
+        return replace(self, columns=tuple(declared[name] for name in names))
 
 
 def _c(name: str, type_: GoogleType, description: str, nullable: bool = False) -> Column:

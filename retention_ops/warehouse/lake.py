@@ -120,9 +120,9 @@ class Lake(Warehouse):
         with self.connection() as connection:
             return read_provenance(connection, path)
 
-    def provenances(self, tables: Sequence[str]) -> list[tuple[date, dict[str, str]]]:
+    def provenances(self, tables: Sequence[str], first: date = date.min, last: date = date.max) -> list[tuple[date, dict[str, str]]]:
         """What each file of `tables` was made from, in one query over their metadata."""
-        paths = {self.path(table, day): day for table in tables for day in self.days(table)}
+        paths = {self.path(table, day): day for table in tables for day in self.days(table) if first <= day <= last}
         if not paths:
             return []
         # DuckDB may write the folder before these three names in another way ('..' is resolved)
@@ -133,16 +133,19 @@ class Lake(Warehouse):
             found[Path(name).parts[-3:]][bytes(key).decode()] = bytes(value).decode()
         return [(day, found[path.parts[-3:]]) for path, day in paths.items()]
 
-    def read(self, table: str, part: date | str | None = None, order_by: str | None = None) -> pd.DataFrame:
+    def read(
+        self, table: str, part: date | str | None = None, order_by: str | None = None, columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
         """The rows of one file, by its exact path (never through a view over all of them); empty where there is none.
 
         Without `order_by` they come as they were written.
         """
         order = f" ORDER BY {order_by}" if order_by else ""
+        names = ", ".join(columns) if columns else "*"
+        stored = self.exists(table, part)
+        source = declared_scan(TABLES[table], self.path(table, part)) if stored else f"({no_rows(TABLES[table])})"
         with self.connection() as connection:
-            if not self.exists(table, part):
-                return connection.sql(no_rows(TABLES[table])).df()
-            return connection.sql(f"SELECT * FROM {declared_scan(TABLES[table], self.path(table, part))}{order}").df()
+            return connection.sql(f"SELECT {names} FROM {source}{order}").df()
 
     def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:
         """The rows of all stored partitions from `first` to `last`."""

@@ -103,12 +103,14 @@ class Warehouse(ABC):
         """What a partition was made from; empty where that is not known."""
 
     @abstractmethod
-    def provenances(self, tables: Sequence[str]) -> list[tuple[date, dict[str, str]]]:
-        """The same for every stored day of `tables`."""
+    def provenances(self, tables: Sequence[str], first: date = date.min, last: date = date.max) -> list[tuple[date, dict[str, str]]]:
+        """The same for every stored day of `tables` from `first` to `last`; each table is asked once, however many days there are."""
 
     @abstractmethod
-    def read(self, table: str, part: Part = None, order_by: str | None = None) -> pd.DataFrame:
-        """The rows of one partition; empty where there is none."""
+    def read(
+        self, table: str, part: Part = None, order_by: str | None = None, columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The rows of one partition, or these `columns` of them; empty where there is none."""
 
     @abstractmethod
     def read_range(self, table: str, first: date, last: date) -> pd.DataFrame:

@@ -39,8 +39,9 @@ from retention_ops.log.exposures import record
 from retention_ops.log.traces import Traces
 from retention_ops.package.audiences import audience_sha256
 from retention_ops.package.pack import find_pack, verify
+from retention_ops.person import _others
 from retention_ops.serve.server import build_server, open_desk
-from retention_ops.settings import load_settings
+from retention_ops.settings import Settings, load_settings
 from retention_ops.sources.identity import held_as, identity_of
 from retention_ops.sources.ingest import ERASED, ingest
 from retention_ops.sources.shop import write_shop
@@ -515,3 +516,10 @@ def test_the_daily_run_lets_old_packs_and_worksheets_go(shop):
     with ops_database(shop.settings) as engine:
         gone = ledger.find(engine, slot=WITHDRAWAL_SLOT)
     assert gone and {(row["state"], row["payload"]["why"]) for row in gone} == {(ledger.SENT, "sheets_keep_days")}
+
+
+def test_state_of_our_own_is_no_file_that_somebody_put_there(tmp_path):
+    settings = Settings(_env_file=None, home=tmp_path, metrics_file="metrics.prom")
+    for name in (".installation", "return_model.json", str(settings.metrics_file), "export.csv"):
+        (tmp_path / name).write_text("customer-77\n")
+    assert [path.name for path in _others(settings, Traces(["customer-77"]))] == ["export.csv"]

@@ -199,6 +199,32 @@ def test_orders_from_before_the_sources_first_date_stay(shop, tmp_path):
     assert set(shop.ours()) == {"h1", "o1"}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_check_reads_our_orders_of_its_days_and_sees_those_that_moved_over_their_edge(tmp_path, request, kind, monkeypatch):
+    from retention_ops.sources import check
+
+    shop = open_shop(kind, tmp_path / "shop", request)
+    for ago in (0, 1, 2, 5, 9, 30, 40, 60):
+        shop.put(f"o{ago}", ago=ago, hour=2)
+    shop.pull()
+    shop.change("o5", at=moment(shop.day(50)))  # out of the days that are compared
+    shop.change("o30", at=moment(shop.day(7)))  # into them
+    shop.change("o40", total="1.00")  # not of them
+    shop.save()
+    seen, compared = [], check._compared
+    monkeypatch.setattr(check, "_compared", lambda *args, **more: seen.append(compared(*args, **more)) or seen[-1])
+
+    def off(**how) -> dict[int, tuple[int, int, int]]:
+        found = check_source(shop.lake, clock=lambda: shop.now, **how)
+        return {(shop.today - day.day).days: (day.source_orders, day.our_orders, day.differing) for day in found.off}
+
+    assert off() == {5: (0, 1, 1), 7: (1, 0, 1)}
+    assert min(day.day for day in seen[0]) == shop.day(9), "what is older is not even read"
+    assert off(everything=True) == {5: (0, 1, 1), 7: (1, 0, 1), 30: (0, 1, 1), 40: (1, 1, 1), 50: (1, 0, 1)}
+    week = check_source(shop.lake, week_of=shop.day(60), clock=lambda: shop.now).week
+    assert [(day.source_orders, day.our_orders) for day in week if day.day == shop.day(60)] == [(1, 1)]
+
+
 # --- how far it is complete ------------------------------------------------------------------------------------------
 
 

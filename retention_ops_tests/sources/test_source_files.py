@@ -14,6 +14,7 @@ import duckdb
 import pytest
 
 from retention_ops.errors import InputRefused, SourceError
+from retention_ops.sources.check import check_source
 from retention_ops.sources.examples import write_example
 from retention_ops.sources.pull import pull
 from retention_ops.warehouse.lake import Lake
@@ -118,6 +119,24 @@ def test_a_rolling_export_keeps_what_it_no_longer_reaches(tmp_path):
     assert pull(lake, clock=lambda: NOW).kept_before == 1 and ids(lake) == ["01", "02", "03", "04"]
 
 
+def test_a_rolling_export_that_begins_in_the_middle_of_a_day_speaks_for_the_days_after_it(tmp_path):
+    def at(hour: int, day: str = "2026-02-20") -> str:
+        return f"{day[-2:]}-{hour:02d},c{hour},{day} {hour:02d}:30:00,10.00,EUR,paid,false"
+
+    whole = [at(hour) for hour in range(24)]
+    put(tmp_path / "in" / "orders.csv", at(9, "2026-02-01"), *whole, at(9, "2026-02-21"), at(10, "2026-02-21"))
+    lake = shop(tmp_path, str(tmp_path / "in"))
+    assert len(taken(lake)) == 27
+    put(tmp_path / "in" / "orders.csv", *whole[13:], at(9, "2026-02-21"), at(1, "2026-03-02"))  # the next export, from noon on
+    second = pull(lake, clock=lambda: NOW)
+    assert (second.kept_before, second.vanished, second.new, second.stale_from) == (14, 1, 1, date(2026, 2, 21)), "one is gone"
+    assert len(ids(lake)) == 27
+    for everything in (False, True):
+        checked = check_source(lake, everything=everything, clock=lambda: NOW)
+        assert (checked.since, checked.off) == (date(2026, 2, 21), []), "nor does the check miss what a pull keeps"
+    assert not pull(lake, full=True, clock=lambda: NOW).changed
+
+
 # --- a bucket --------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +210,34 @@ def test_a_bucket_is_read_and_never_written(tmp_path, bucket):
     with pytest.raises(SourceError) as missing:
         pull(shop(folder, "s3://orders/nothing.csv" + where), clock=lambda: NOW)
     assert "canary" not in str(missing.value)
+
+
+@pytest.mark.parametrize(("login", "path", "says"), [
+    ("CANARYKEY:CANARY%2FSECRET", "in", None),
+    ("CANARYKEY:CANARY%2FSECRET", "nothing/", "cannot be read"),
+    ("CANARYKEY:CANARY%2FSECRET", "nothing.csv", "has no csv or parquet file"),
+    ("CANARYKEY:CANARY%2FSECRET", "in&CANARYQUERY=1", "cannot be read"),
+    ("CANARYKEY:CANARY/SECRET", "in", "cannot be read"),
+    ("CANARYKEY:CANARY?SECRET", "in", "cannot be read"),
+    ("CANARYKEY:CANARY@SECRET", "in", "cannot be read"),
+])
+def test_a_login_in_the_buckets_address_is_shown_nowhere(tmp_path, bucket, login, path, says):
+    from retention_ops.commands.doctor import _source
+
+    bucket.files["in/a.csv"] = f"{HEADER}\n{order(1)}\n".encode()
+    path, _, more = path.partition("&")
+    lake = shop(tmp_path, f"s3://{login}@orders/{path}?endpoint_override=127.0.0.1:{bucket.server_address[1]}&scheme=http"
+                          f"&region=eu-central-1{more and '&' + more}")
+    told: list[str] = []
+    if says:
+        with pytest.raises(SourceError, match=says) as refused:
+            pull(lake, clock=lambda: NOW, progress=told.append)
+        told.append(str(refused.value))
+        assert "s3://***@orders/" in told[-1]
+    else:
+        told.append(repr(pull(lake, clock=lambda: NOW, progress=told.append)))
+    told.extend(map(repr, _source(lake.settings)))
+    assert not re.search(r"CANARY(KEY|.{1,3}SECRET)|SECRET|endpoint", "\n".join(told)), told
 
 
 # --- Shopify ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 
 import dagster as dg
 import pandas as pd
@@ -32,6 +33,7 @@ from retention_ops.detect.in_bigquery import BETWEEN, estimates
 from retention_ops.errors import SettingsError, UsageError, WarehouseError
 from retention_ops.execute.forget import forget
 from retention_ops.execute.gate import Gate
+from retention_ops.execute.reconcile import _Search
 from retention_ops.execute.respond import Responder
 from retention_ops.execute.trail import publish_log
 from retention_ops.launch import run_dates
@@ -42,10 +44,11 @@ from retention_ops.package.pack import find_pack
 from retention_ops.settings import load_settings
 from retention_ops.sources.identity import identity_of
 from retention_ops.sources.ingest import ingest
+from retention_ops.sources.morning import owed
 from retention_ops.warehouse.bigquery import MOST_PARTITIONS, BigQuery
 from retention_ops.warehouse.bigquery_jobs import GB
 from retention_ops.warehouse.catalog import TABLES
-from retention_ops.warehouse.freshness import freshness
+from retention_ops.warehouse.freshness import KEPT_FOR_EVER, freshness
 from retention_ops_tests.conftest import LAST_DAY
 from retention_ops_tests.log.test_runs_log import row
 from retention_ops_tests.shops import lake_with, refunded_shop, small_shop
@@ -405,6 +408,39 @@ def test_tables_are_created_partitioned_clustered_and_described(server, warehous
         assert made["description"] == TABLES[table].description
         assert [item["description"] for item in made["schema"]["fields"]] == [column.description for column in TABLES[table].columns]
         assert "view" in server.tables["retention", table]
+
+
+def test_a_look_at_what_is_owed_or_was_lost_asks_as_much_however_many_dates_are_stored(server, warehouse, monkeypatch):
+    def jobs(look) -> int:
+        before = len(server.jobs)
+        look()
+        return len(server.jobs) - before
+
+    def clock() -> datetime:
+        return datetime.combine(D + timedelta(1), datetime.min.time(), UTC) + timedelta(hours=12)
+
+    warehouse.make_ready()
+    search = _Search(SimpleNamespace(lake=warehouse), None)
+    monkeypatch.setattr(search, "_looking", lambda: SimpleNamespace(horizon=lambda: D - timedelta(9)), raising=False)
+    made_from = {"orders_version": warehouse.orders().version}
+    asked = []
+    for stored in (range(2), range(2, 9)):
+        for ago in stored:
+            for table in KEPT_FOR_EVER:
+                warehouse._record(table, D - timedelta(ago), "stored", made_from, 1)
+        asked.append((jobs(lambda: owed(warehouse, clock)), jobs(lambda: search._not_computed(D))))
+    assert asked[0] == asked[1] == (1 + len(KEPT_FOR_EVER), 1)
+    assert search._not_computed(D) == [D - timedelta(9)], "the oldest of those in reach is not stored"
+    assert warehouse.provenances(["alert_logic"], D - timedelta(3), D - timedelta(2)) == [
+        (D - timedelta(3), made_from), (D - timedelta(2), made_from)]
+
+
+def test_a_read_of_some_columns_scans_no_others(server, warehouse):
+    replace_one(warehouse)
+    whole, narrow = warehouse.read("retention_daily", D), warehouse.read("retention_daily", D, columns=("customers", "as_of_date"))
+    assert list(narrow) == ["customers", "as_of_date"]
+    pd.testing.assert_frame_equal(narrow, whole[["customers", "as_of_date"]])
+    assert "SELECT customers, as_of_date FROM" in server.done("read-retention_daily")[-1].resource["configuration"]["query"]["query"]
 
 
 def test_a_read_of_one_day_scans_one_partition(server, warehouse):

@@ -57,6 +57,18 @@ def test_a_partition_is_one_file_with_its_provenance(small_lake):
     assert made_from["rules_sha256"] == small_lake.settings.rules_sha256()
 
 
+def test_some_days_provenance_and_some_columns_of_a_partition(small_lake):
+    days = [LAST_DAY - timedelta(days=back) for back in (2, 1, 0)]
+    for day in days:
+        store(small_lake, "retention_daily", day)
+    assert [day for day, _ in small_lake.provenances(["retention_daily"], days[1])] == days[1:]
+    assert small_lake.provenances(["retention_daily"], days[0], days[0]) == [(days[0], small_lake.provenance("retention_daily", days[0]))]
+    narrow = small_lake.read("retention_daily", days[0], columns=("customers", "as_of_date"))
+    pd.testing.assert_frame_equal(narrow, small_lake.read("retention_daily", days[0])[["customers", "as_of_date"]])
+    absent = small_lake.read("retention_daily", days[0] - timedelta(days=1), columns=("customers",))
+    assert list(absent) == ["customers"] and absent.empty and absent.dtypes.tolist() == narrow.dtypes.tolist()[:1]
+
+
 def test_the_views_show_a_partition_as_soon_as_it_is_stored(small_lake):
     small_lake.refresh_views()
     store(small_lake, "retention_daily", D)

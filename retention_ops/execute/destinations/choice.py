@@ -12,6 +12,9 @@ ASKED_SLOTS = (RUN_SLOT, EXPORT_SLOT, WITHDRAWAL_SLOT)
 DIGEST_SLOT, HEALTH_SLOT, HEARTBEAT_SLOT = "digest", "health", "heartbeat"
 QUIET_SLOTS = (DIGEST_SLOT, HEALTH_SLOT, HEARTBEAT_SLOT)
 """what is said on quiet mornings; it answers no alert either, and uses up no alert's guardrail"""
+MAIL_SLOT = "mail"
+"""what a webhook's failure is told by"""
+EVERY_SLOT = (*SLOTS, MAIL_SLOT, *ASKED_SLOTS, *QUIET_SLOTS)
 BUILD, RESPOND, EXPORT = "build", "respond", "export"
 """kinds of runs of our own Dagster"""
 WITHDRAW = "withdraw"
@@ -27,12 +30,12 @@ def chosen(slot: str, settings: Settings, mode: str) -> str:
     wanted = {
         "slack": settings.messages_to, "ticket": settings.tickets_to, "sheets": settings.lists_to,
         "webhook": settings.webhook_to if settings.webhook_to == "local" else "webhook",
-        "mail": "mail" if settings.smtp_host and settings.mail_to else "local",
+        MAIL_SLOT: "mail" if settings.smtp_host and settings.mail_to else "local",
         DIGEST_SLOT: settings.messages_to,
         HEALTH_SLOT: _health(settings),
         HEARTBEAT_SLOT: "heartbeat",
     }[slot]
-    if mode in TEST_MODES and (slot in ("webhook", "mail") or wanted == "mail"):
+    if mode in TEST_MODES and (slot in ("webhook", MAIL_SLOT) or wanted == "mail"):
         return "local"  # neither has a test target: a pilot must not set a real workflow off
     if mode in TEST_MODES and slot == HEALTH_SLOT and not target_of(slot, settings, mode):
         return "local"  # health alerts need no messages_to, so there may be no test channel
@@ -50,7 +53,7 @@ def _health(settings: Settings) -> str:
 
 def target_of(slot: str, settings: Settings, mode: str) -> str:
     """Channel, project, spreadsheet or addresses, as the mode has them."""
-    if slot == "mail":
+    if slot == MAIL_SLOT:
         return settings.mail_to
     if slot == HEALTH_SLOT and mode not in TEST_MODES:
         return settings.health_channel or settings.health_email
