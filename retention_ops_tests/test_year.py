@@ -21,8 +21,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
-from datetime import UTC, date, timedelta
+from collections.abc import Collection, Iterable
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -65,13 +65,17 @@ Cause = tuple[str, date, date | None]
 # -- in small ----------------------------------------------------------------------------------------------------------
 
 
-def test_twelve_mornings(tmp_path, monkeypatch):
-    first, last, down = date(2024, 2, 18), date(2024, 2, 29), date(2024, 2, 24)
+def small_orders(last: date) -> list[tuple[str, str, datetime, int]]:
+    """The small shop's orders with their hours, and a customer who comes every day: so each day is seen to be over."""
     visits = [(row.order_id, row.customer_id, row.order_date, row.order_cents) for row in small_shop().itertuples()]
     visits += [(f"daily-{day}", "daily", day, 1000) for day in year.days(min(visit[2] for visit in visits), last)]
-    orders = [(id_, who, year.moment(day, BERLIN, 9 + number % 11), cents) for number, (id_, who, day, cents) in enumerate(visits)]
+    return [(id_, who, year.moment(day, BERLIN, 9 + number % 11), cents) for number, (id_, who, day, cents) in enumerate(visits)]
+
+
+def test_twelve_mornings(tmp_path, monkeypatch):
+    first, last, down = date(2024, 2, 18), date(2024, 2, 29), date(2024, 2, 24)
     clock = FakeClock(year.moment(first, BERLIN, 5))
-    shop = year.Shop(year.life(orders, BERLIN, first, last, seed=27), tmp_path / "shop", BERLIN, "EUR")
+    shop = year.Shop(year.life(small_orders(last), BERLIN, first, last, seed=27), tmp_path / "shop", BERLIN, "EUR")
     shop.outage(year.moment(down, BERLIN, 5), year.moment(down, BERLIN, 9, 30), "gone")
     with year.world(clock, monkeypatch) as (messages, monitor):
         installation = year.Quick(
@@ -89,6 +93,46 @@ def test_twelve_mornings(tmp_path, monkeypatch):
         assert year.flagged(installation) == [date(2024, 2, day) for day in (19, 20, 21, 22)]
         assert causes(installation) == [(DATA_LATE, down, down)]
         judge(installation, messages, monitor, mornings, tmp_path / "fresh")
+
+
+@pytest.mark.slow
+def test_a_laptop_sleeps_for_a_week_and_for_a_month(tmp_path, monkeypatch):
+    """It wakes at six and at half past eleven, and the clocks change while it sleeps. Both times alerts began and some are over."""
+    first, last = date(2024, 2, 18), date(2024, 4, 7)
+    naps = {date(2024, 2, 27): 7, date(2024, 4, 4): 31}
+    asleep = {day - timedelta(back) for day, nights in naps.items() for back in range(1, nights + 1)}
+    assert date(2024, 3, 31) in asleep
+    clock = FakeClock(year.moment(first, BERLIN, 5))
+    shop = year.Shop(year.life(small_orders(last), BERLIN, first, last, seed=31), tmp_path / "shop", BERLIN, "EUR")
+    with year.world(clock, monkeypatch) as (messages, monitor):
+        installation = year.Quick(
+            tmp_path / "home", shop, clock, **year.outside(messages), shop_timezone="Europe/Berlin", min_sample=10, currency="EUR",
+            shortfall_pilot_days=0, duckdb_threads=1, lookback_days=60)  # gone orders are looked for that far back
+        computed: list[list[date]] = []
+        monkeypatch.setattr(installation, "compute", lambda first, last: (
+            computed.append(list(year.days(first, last))), year.Quick.compute(installation, first, last)))
+        mornings = [day for day in year.days(first, last) if day not in asleep]
+        for day in mornings:
+            if day in naps:
+                installation.sleep_until(day, *((6, 0) if naps[day] == 7 else (11, 30)))
+                computed.clear()
+            installation.morning(day)
+            if day in naps:
+                missed = list(year.days(day - timedelta(naps[day] + 1), day - timedelta(1)))
+                assert computed[0][-len(missed):] == missed and len(computed) == 1, "one run, with what corrections made stale"
+        installation.advised()
+        assert installation.told.late_mornings == [] and installation.told.failed_pulls == 0
+        assert installation.told.good_days == [day - timedelta(1) for day in mornings], "of the dates it slept through only the newest"
+        assert causes(installation) == [], "when it looks for the first time, the orders are in"
+        judge(installation, messages, monitor, mornings, tmp_path / "fresh", asleep=asleep)
+        with installation.engine() as engine:
+            verdicts = {day: [row["verdict"] for row in found] for day, found in year.answered(engine).items()}
+        calm = {day: verdicts.pop(day) for day in set(verdicts) - set(year.flagged(installation))}
+        assert calm == {date(2024, 3, 1): ["resolve"]}
+        assert verdicts.pop(date(2024, 2, 19)) == ["history"], "older than max_alert_age_days"
+        assert verdicts.pop(date(2024, 2, 22)) == ["open"]
+        assert verdicts.pop(date(2024, 4, 3)) == ["open"] and verdicts.pop(date(2024, 4, 4)) == ["update"]
+        assert {verdict for found in verdicts.values() for verdict in found} <= set(PASSED), "logged; the newest one's message names them"
 
 
 # -- the year ----------------------------------------------------------------------------------------------------------
@@ -213,14 +257,14 @@ def the_machine_is_lost(installation: year.Installation, messages: Any, backup: 
 
 def judge(
     installation: year.Installation, messages: Any, monitor: Any, mornings: list[date], home: Path, again: Iterable[date] = (),
-    gone: int = 0,
+    gone: int = 0, asleep: Collection[date] = (),
 ) -> None:
-    """`again`: mornings whose heartbeat came twice; `gone`: messages that only a lost ledger knew of."""
+    """`again`: mornings whose heartbeat came twice; `gone`: messages that only a lost ledger knew of; `asleep`: days without a morning."""
     fresh = year.rebuilt(installation, home, mornings[0] - timedelta(1), mornings[-1] - timedelta(1))
     assert year.our_orders(installation) == year.our_orders(fresh) == installation.shop.meaning()
     assert year.our_refunds(installation) == year.our_refunds(fresh) == installation.shop.refunds() != {}
     assert year.differences(installation, fresh) == []
-    assert len(installation.lake.days("alert_logic")) == len(mornings)
+    assert len(installation.lake.days("alert_logic")) == len(mornings) + len(asleep)
     with installation.engine() as engine:
         assert runs.first_broken_row(engine) is None
         rows, answered, log = ledger.find(engine), year.answered(engine), runs.rows(engine)

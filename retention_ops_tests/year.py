@@ -409,6 +409,12 @@ class Installation:
         self.clock.now = max(self.clock.now, moment(day, self.zone, hour, minute))
         self.shop.live_until(self.clock())
 
+    def sleep_until(self, day: date, hour: int, minute: int = 0) -> None:
+        """The machine is off: the clock and the shop go on, and nobody looks."""
+        self.stop()
+        self.at(day, hour, minute)
+        self.start()
+
     def morning(self, day: date) -> None:
         """From schedule_time on, until nothing is owed or the evening has come: each quarter of an hour until the deadline, then hourly."""
         self.at(day, 6)

@@ -25,7 +25,7 @@ from retention_ops.execute import incidents, ledger, wording
 from retention_ops.log.database import answers
 from retention_ops.log.runs import ANSWERED_ALREADY
 from retention_ops.package.pack import alert_version, records, versions_of
-from retention_ops.settings import TEST_MODES, TRIAL, Settings
+from retention_ops.settings import REAL_MODES, TEST_MODES, TRIAL, Settings
 from retention_ops.warehouse.freshness import Changes
 from retention_ops.warehouse.seam import Warehouse
 
@@ -132,6 +132,8 @@ class Gate:
 
         if mode == "off":
             return decided("skip", "the response is switched off (mode off)")
+        if mode in REAL_MODES:
+            self.horizon()  # a calm morning arms, too: by cron there is no sensor that does, and the first alert after a nap is no history
         if last and last["version"] == version and last["verdict"] not in PASSED:
             return decided("resume", f"{ANSWERED_ALREADY} {last['run_id']}: same result", self._stood_for(last))
         if last and last["verdict"] not in PASSED and self._only_by_upgrade(day, alert, last):
