@@ -117,8 +117,8 @@ def _ranges_around_lines(tmp_path_factory: pytest.TempPathFactory, people: list[
                     space.connection.execute(f"DROP TABLE fast_{table}; DROP TABLE readable_{table}")
 
 
-@pytest.mark.parametrize("rules", [{}, pytest.param({"membership": "at_stake"}, marks=pytest.mark.slow),
-                                   *(pytest.param(NO_MEDIAN[place], marks=pytest.mark.slow) for place in (0, 4))], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [{}, {"membership": "at_stake"}, NO_MEDIAN[0], NO_MEDIAN[4]], ids=str)
 def test_every_date_of_a_shop_with_refunds(tmp_path: Path, rules: dict):
     """In the middle of a silence, on the day of an order, before it, of the latest order and of others, in full and in parts."""
     orders = refunded_shop(small_shop(), date(2024, 3, 1), 1)

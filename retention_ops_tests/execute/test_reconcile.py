@@ -192,7 +192,8 @@ def test_a_lost_home_restored_from_a_backup_sends_nothing_twice_and_goes_on(shop
 
 def test_what_is_wrong_after_a_restore_is_told_although_the_lost_home_had_told_something_else(shop, outside, tmp_path):
     """Both are the first cause of their ledger."""
-    shop.settings = shop.settings.model_copy(update={"health_channel": slack.CHANNEL, "digest": "off"})
+    shop.settings = shop.settings.model_copy(update={
+        "health_channel": slack.CHANNEL, "digest": "off", "source": "files", "source_path": "exports"})
     file = back_up(shop.settings, tmp_path / "friday.tar", clock=shop.clock).file
 
     def told(at: Installation) -> list[str]:

@@ -168,6 +168,7 @@ def tick(shop, stored, job=JOB):
     return schedule.evaluate_tick(context)
 
 
+@pytest.mark.slow
 def test_a_week_asleep_ends_in_one_run_of_its_dates(shop):
     store_alerts(shop.lake, date(2024, 3, 25), date(2024, 3, 26))
     with dg.instance_for_test() as stored:
@@ -197,6 +198,7 @@ def test_one_date_is_asked_for_as_its_partition_and_again_an_hour_after_it_faile
         assert [one.run_key for one in tick(shop, stored).run_requests] != [first.run_key]
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_after_its_alerts_were_stored_is_asked_for_again_each_hour_until_it_succeeds(shop, tmp_path):
     """A broken template: the brief fails, and with it the answer, when the tables are there."""
     templates = tmp_path / "templates"
