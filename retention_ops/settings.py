@@ -36,7 +36,13 @@ REAL_MODES = ("pilot", TRIAL, "live")
 
 OF_THIS_MACHINE = ("home", "ops_database_url")
 """where state lies says nothing about what is computed, and a database's address may hold its password"""
-LOGIN = re.compile(r"://[^/@\s]+@")
+LOGIN = re.compile(r"://(?:[^/\s]+|[^/:@\s]*:[^@\s]*)@")
+"""as libraries take it, and as one who did not write a secret's / and ? in the way of an address has it"""
+
+
+def without_login(address: str) -> str:
+    """An address without what may be secret in it: a login, and what follows its `?`. Other texts stay."""
+    return LOGIN.sub("://***@", address).partition("?")[0] if "://" in address else address
 
 
 class Settings(BaseSettings):
@@ -336,7 +342,7 @@ class Settings(BaseSettings):
     def recorded(self) -> dict[str, Any]:
         """Every setting as it may be kept: as JSON has it, without what belongs to this machine and without logins inside addresses."""
         values = self.model_dump(mode="json", exclude=set(OF_THIS_MACHINE))
-        return {name: LOGIN.sub("://***@", value) if isinstance(value, str) else value for name, value in values.items()}
+        return {name: without_login(value) if isinstance(value, str) else value for name, value in values.items()}
 
     def settings_sha256(self) -> str:
         """Identifies `recorded`."""

@@ -115,6 +115,8 @@ def test_no_secret_is_in_a_backup(saved, tmp_path):
     assert b"canary-one" not in made.file.read_bytes()
     with_password = settings.model_copy(update={"ops_database_url": "postgresql+psycopg://u:canary-two@nowhere.invalid/x"})
     assert "canary-two" not in json.dumps(with_password.recorded())
+    bucket = settings.model_copy(update={"source_path": "s3://AKIA:canary/three@shop/exports?secret_key=canary-four"})
+    assert bucket.recorded()["source_path"] == "s3://***@shop/exports"
 
 
 def test_a_damaged_backup_changes_nothing(saved, tmp_path):

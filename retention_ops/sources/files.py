@@ -18,7 +18,7 @@ from typing import NoReturn
 import duckdb
 
 from retention_ops.errors import SourceError
-from retention_ops.settings import Settings
+from retention_ops.settings import LOGIN, Settings, without_login
 from retention_ops.sources.reader import ROWS, Finding
 from retention_ops.sources.reading import CSV_OPTIONS, check_whole, probe_text, refusal
 from retention_ops.sources.select import Select
@@ -28,8 +28,6 @@ from retention_ops.warehouse.files import scratch_folder
 
 KINDS = (".csv", ".parquet")
 WILDCARD = re.compile(r"[*?\[]")
-LOGIN = re.compile(r"://(?:[^/\s]+|[^/:@\s]*:[^@\s]*)@")
-"""as pyarrow takes it, and as one who did not write a secret's / and ? in the way of an address has it"""
 HARMLESS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 """errors about the SELECT itself; others may quote a row"""
 
@@ -46,15 +44,10 @@ def open_files_source(settings: Settings, show_values: bool) -> Iterator[Files]:
         kinds = {path.suffix.lower() for path in paths}
         if not paths or len(kinds) > 1:
             what = "has both csv and parquet files; name one kind, such as folder/*.csv" if paths else "has no csv or parquet file"
-            raise SourceError(f"RETENTION_OPS_SOURCE_PATH {shown(settings.source_path)} {what}.\nNothing was written.")
-        reader = Files(connection, paths, shown(settings.source_path), show_values)
+            raise SourceError(f"RETENTION_OPS_SOURCE_PATH {without_login(settings.source_path)} {what}.\nNothing was written.")
+        reader = Files(connection, paths, without_login(settings.source_path), show_values)
         reader.create_view(csv_files=kinds == {".csv"})
         yield reader
-
-
-def shown(path: str) -> str:
-    """A source's path without what may be secret in it: a bucket's login, and what follows its `?`."""
-    return LOGIN.sub("://***@", path).partition("?")[0] if "://" in path else path
 
 
 def _local(pattern: str) -> list[Path]:
@@ -73,7 +66,7 @@ def _copied(address: str, scratch: Path) -> list[Path]:
     """Copies of a bucket's files. Credentials are the ones the cloud's own tools use; those of an address are never shown."""
     from pyarrow import fs
 
-    named = shown(address)
+    named = without_login(address)
     address, _, query = address.partition("?")
     wild = WILDCARD.search(address)
     base = address[: address.rindex("/", 0, wild.start())] if wild else address
@@ -93,7 +86,7 @@ def _copied(address: str, scratch: Path) -> list[Path]:
             copies.append(folder / Path(path).name)
         return copies
     except (OSError, ValueError) as error:  # pyarrow's own are among them
-        said = LOGIN.sub("://***@", str(error).replace(asked, shown(asked)))
+        said = LOGIN.sub("://***@", str(error).replace(asked, without_login(asked)))
         raise SourceError(f"{named} cannot be read: {said.partition('Detail:')[0].strip()[:300]}\nNothing was written.") from None
 
 
