@@ -137,6 +137,14 @@ class Installation:
         assert "errors" not in result, result
         return result["data"]
 
+    def switch_off_schedules(self) -> None:
+        """As the UI's switches do: dates come when a test lets them come."""
+        nodes = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { schedules { name scheduleState { id } } } } } }")
+        for schedule in nodes["repositoriesOrError"]["nodes"][0]["schedules"]:
+            stopped = self.ask("mutation($id: String!) { stopRunningSchedule(id: $id) { ... on ScheduleStateResult { scheduleState { "
+                               "status } } } }", id=schedule["scheduleState"]["id"])
+            assert stopped["stopRunningSchedule"] == {"scheduleState": {"status": "STOPPED"}}, (schedule["name"], stopped)
+
 
 def kill(process: int) -> bool:
     """Whether it was still there to be killed."""

@@ -176,6 +176,8 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
     days = flagged[-ALERTS:]
     assert len(days) == ALERTS
     chaos.materialize(settings, chaos.BEFORE_THE_ALERT, days[0], days[-1])
+    while time.time() % 300 > 180:  # no look of the schedule, each five minutes, before it can be switched off
+        time.sleep(1)
     with SlowSlack() as channel, SlowRoundup(tmp_path / "tracker") as tracker:
         environment = slack_settings(channel) | {f"RETENTION_OPS_{name.upper()}": str(value) for name, value in rules.items()} | {
             "RETENTION_OPS_LEASE_SECONDS": "60", "RETENTION_OPS_MAX_MESSAGES_PER_DAY": "10000",
@@ -184,6 +186,8 @@ def test_thirty_alerts_are_answered_once_while_processes_are_killed(tmp_path):
             "RETENTION_OPS_TICKET_PRIORITY_CRITICAL": "critical",
         }
         with chaos.Installation(settings.home, free_port(), environment) as ui, chaos.Arrivals(ui) as alerts:
+            wait_for("the code location", 120, lambda: ui.ask(LOCATION)["repositoriesOrError"]["nodes"])
+            ui.switch_off_schedules()
             killer = chaos.Killer(ui, KILLS, SEED, lambda: _logged(settings))
             hunt = threading.Thread(target=killer.run, args=(2700,), daemon=True)
             hunt.start()
