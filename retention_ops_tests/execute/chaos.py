@@ -182,8 +182,8 @@ class Killer:
             if dice.random() < 0.5:
                 before = self.progress()
                 self._until(40, lambda before=before: self.progress() > before)
-            if not self._until(60, lambda kind="run worker" if event == "power cut" else event: self.installation.processes(kind)):
-                continue
+            if not self._until(20, lambda kind="run worker" if event == "power cut" else event: self.installation.processes(kind)):
+                event = dice.choice(("daemon", "code server"))  # all is answered; the next alert waits for the next kill
             # a worker needs 3 s to import its code and some ten to answer
             time.sleep(dice.uniform(0, 12) if event in ("run worker", "power cut") else dice.uniform(1, 9))
             if event == "power cut":
