@@ -143,6 +143,15 @@ def test_files_added_after_another_run_rebuilt_the_pack_belong_to_the_build_in_p
         add_files(mine, {"outbox/slack.json": (b"{}", 1)})
 
 
+def test_a_pack_that_another_worker_adds_to_is_whole_all_the_same(small_lake):
+    first = add_files(build(small_lake), {"ops_run_log.json": (b"[]", 0)})
+    add_files(first, {"ops_run_log.json": (b"[1]", 1)})
+    verify(first)  # as read before the other one wrote
+    build(small_lake, settings=settings_for(small_lake.settings.home, min_sample=10, shop_name="Other facts"))
+    with pytest.raises(PackError):
+        verify(first)
+
+
 @pytest.mark.parametrize("harm", ["change", "remove"])
 def test_a_touched_pack_is_found_out_and_the_file_named(small_lake, harm):
     pack = build(small_lake)
